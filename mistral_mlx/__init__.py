@@ -1,0 +1,79 @@
+"""Run Mistral models exactly, in constant memory, on Apple's MLX.
+
+    import mistral_mlx as mm
+
+    llm = mm.load("demo")
+    print(llm.chat().send("What is the capital of France?").text)
+
+Names are imported on first use, so that importing the package itself costs nothing and changes nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mistral_mlx.config import ModelConfig
+    from mistral_mlx.engine.sampling import SamplingParams
+    from mistral_mlx.errors import (
+        ConfigError,
+        ContextError,
+        InputError,
+        MistralError,
+        OutOfMemoryError,
+        TokenizerError,
+        WeightsError,
+    )
+    from mistral_mlx.llm import LLM, Chat, Chunk, Completion, Stats, load
+    from mistral_mlx.text.chat import Message
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LLM",
+    "Chat",
+    "Chunk",
+    "Completion",
+    "ConfigError",
+    "ContextError",
+    "InputError",
+    "Message",
+    "MistralError",
+    "ModelConfig",
+    "OutOfMemoryError",
+    "SamplingParams",
+    "Stats",
+    "TokenizerError",
+    "WeightsError",
+    "load",
+]
+
+_HOMES = {
+    "mistral_mlx.config": ("ModelConfig",),
+    "mistral_mlx.engine.sampling": ("SamplingParams",),
+    "mistral_mlx.errors": (
+        "ConfigError",
+        "ContextError",
+        "InputError",
+        "MistralError",
+        "OutOfMemoryError",
+        "TokenizerError",
+        "WeightsError",
+    ),
+    "mistral_mlx.llm": ("LLM", "Chat", "Chunk", "Completion", "Stats", "load"),
+    "mistral_mlx.text.chat": ("Message",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            value = getattr(import_module(module), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,113 @@
+"""What MLX runs on here: the BLAS it gets on Linux, the memory there is, the precision to compute in.
+
+Every package that imports `mlx.core` calls `preload_blas` in its `__init__`, so it has run before any of our
+modules touches MLX. Imports MLX itself only where a function needs it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import sys
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+
+@cache
+def preload_blas() -> bool:
+    """Give MLX's CPU backend an optimised BLAS: on Linux it links the reference one, which is 8 to 100 times slower.
+
+    A symbol that is global before `mlx.core` is loaded wins over the library that it was linked against; afterwards
+    loading changes nothing, so a late call warns. Elsewhere than Linux, or without the package `cmeel-openblas`, it
+    does nothing.
+
+    Returns:
+        Whether the optimised BLAS is in place.
+    """
+    if sys.platform != "linux":
+        return False
+    package = importlib.util.find_spec("cmeel")
+    if package is None or package.origin is None:
+        return False
+    site = Path(package.origin).parents[1]
+    library = site / "cmeel.prefix" / "lib" / "libopenblas.so.0"
+    if not library.exists():
+        return False
+    if "mlx.core" in sys.modules:
+        warnings.warn(
+            "mlx.core was imported before mistral_mlx, so MLX keeps its slow BLAS. "
+            "Import mistral_mlx.backend and call preload_blas() first.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return False
+    try:
+        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+    except OSError:  # it wants the Fortran runtime, which slim systems lack
+        if not _lend_fortran_runtime(site / "mlx_cpu.libs"):
+            return False
+        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+    return True
+
+
+def _lend_fortran_runtime(bundled: Path) -> bool:
+    """Load the Fortran runtime that MLX's wheel bundles under the name by which any other library asks for it.
+
+    Wheels rename what they bundle, and the loader knows a loaded library by the name written inside it: so a copy in
+    memory gets the original name back.
+    """
+    quadmath, fortran = (next(bundled.glob(f"{name}-*.so*"), None) for name in ("libquadmath", "libgfortran"))
+    if quadmath is None or fortran is None:
+        return False
+    ctypes.CDLL(str(quadmath))
+    renamed, original = fortran.name.encode(), b"libgfortran.so.5"
+    with os.fdopen(os.memfd_create("libgfortran"), "wb") as copy:
+        copy.write(fortran.read_bytes().replace(renamed, original.ljust(len(renamed), b"\0")))
+        copy.flush()
+        ctypes.CDLL(f"/proc/self/fd/{copy.fileno()}")
+    return True
+
+
+def on_gpu() -> bool:
+    """Whether MLX's default device is a GPU (Metal, or CUDA)."""
+    import mlx.core as mx
+
+    return bool(mx.default_device().type == mx.DeviceType.gpu)
+
+
+def compute_dtype(stored: mx.Dtype | None = None) -> mx.Dtype:
+    """The precision to compute in where the user names none.
+
+    float32 on the CPU backend, where half precision is slow. On a GPU the 16-bit type that the weights are stored in,
+    which for Mistral's own releases is bfloat16, so that nothing is rounded; bfloat16 for any other.
+    """
+    import mlx.core as mx
+
+    if not on_gpu():
+        return mx.float32
+    return stored if stored in (mx.float16, mx.bfloat16) else mx.bfloat16
+
+
+def reset_peak_memory() -> None:
+    """Start counting `peak_memory` anew."""
+    import mlx.core as mx
+
+    mx.reset_peak_memory()
+
+
+def peak_memory() -> int:
+    """The most bytes that MLX held since the count was reset."""
+    import mlx.core as mx
+
+    return mx.get_peak_memory()
+
+
+def total_memory() -> int:
+    """Bytes of memory that this machine has; on Apple silicon the GPU shares them."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

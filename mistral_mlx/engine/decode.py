@@ -1,0 +1,90 @@
+"""Read a prompt, then generate one id after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from mistral_mlx.engine.sampling import SamplingParams, sample
+from mistral_mlx.model.cache import Cache
+from mistral_mlx.model.transformer import Transformer
+
+# Large enough to keep a GPU busy, small enough that a mask and its scores stay in the tens of megabytes and that
+# a cancelled prompt stops soon.
+PREFILL_CHUNK = 512
+
+Progress = Callable[[int, int], None]
+Cancelled = Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Token:
+    """A generated token and the log-probability that the model gave it."""
+
+    id: int
+    logprob: float
+
+
+def prefill(
+    model: Transformer,
+    ids: Sequence[int],
+    cache: Cache,
+    *,
+    chunk: int = PREFILL_CHUNK,
+    progress: Progress | None = None,
+    cancelled: Cancelled | None = None,
+) -> mx.array | None:
+    """Read `ids`, at least one, into the cache.
+
+    Args:
+        chunk: tokens read at a time; the result does not depend on it.
+        progress: told (tokens read, all tokens) before the first chunk and after each.
+        cancelled: asked before each chunk; once it says yes, nothing more is read.
+
+    Returns:
+        The logits (vocab,) after the last id; None if cancelled.
+    """
+    if progress:
+        progress(0, len(ids))
+    logits = None
+    for start in range(0, len(ids), chunk):
+        if cancelled and cancelled():
+            return None
+        piece = mx.array([ids[start : start + chunk]])
+        logits = model(piece, cache, last_only=True)
+        done = min(start + chunk, len(ids))
+        # Nothing asks for the logits of the chunks before the last, so the output matrix is not touched for them.
+        mx.eval(cache.arrays(), *([logits] if done == len(ids) else []))
+        if progress:
+            progress(done, len(ids))
+    return None if logits is None else logits[0, -1]
+
+
+def decode(
+    model: Transformer,
+    logits: mx.array,
+    cache: Cache,
+    params: SamplingParams,
+    *,
+    cancelled: Cancelled | None = None,
+) -> Iterator[Token]:
+    """Generate from where the cache stands, up to `max_tokens` tokens.
+
+    A token is fed to the model only when the next one is asked for: whoever stops after a stop token has not paid for
+    a step past it, and finds the cache standing before that token.
+
+    Args:
+        logits: (vocab,), of the first token to generate.
+        cancelled: asked before each token; once it says yes, no more come.
+    """
+    token: mx.array | None = None
+    for _ in range(params.max_tokens):
+        if cancelled and cancelled():
+            return
+        if token is not None:
+            logits = model(token.reshape(1, 1), cache)[0, -1]
+        token, logprob = sample(logits, params, cache.position)
+        mx.eval(token, logprob)
+        yield Token(int(token), float(logprob))

@@ -1,0 +1,40 @@
+"""Grouped-query attention (arXiv 2305.13245) in a sliding window (Mistral 7B, arXiv 2310.06825, section 2)."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mistral_mlx.config import ModelConfig
+from mistral_mlx.model.cache import LayerCache, Mask
+from mistral_mlx.model.rope import RotaryEmbedding
+
+
+class Attention(nn.Module):
+    """Several query heads share one key/value head; which keys a query sees is the mask's matter."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.kv_heads = config.num_key_value_heads
+        self.head_dim = config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, self.heads * self.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
+
+    def __call__(self, x: mx.array, rope: RotaryEmbedding, mask: Mask, cache: LayerCache | None) -> mx.array:
+        """Attend from x (B, T, hidden), which follows what the cache holds."""
+        batch, length, _ = x.shape
+        offset = cache.position if cache else 0
+
+        q = self.q_proj(x).reshape(batch, length, self.heads, -1).transpose(0, 2, 1, 3)  # (B, H, T, D)
+        k = self.k_proj(x).reshape(batch, length, self.kv_heads, -1).transpose(0, 2, 1, 3)  # (B, KV, T, D)
+        v = self.v_proj(x).reshape(batch, length, self.kv_heads, -1).transpose(0, 2, 1, 3)
+        q, k = rope(q, offset), rope(k, offset)
+        if cache:
+            k, v = cache.update(k, v)  # (B, KV, n, D)
+
+        scale = self.head_dim**-0.5 * rope.magnitude**2
+        out = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(batch, length, -1))

@@ -1,0 +1,97 @@
+"""The dense Mistral decoder, top to bottom. Modules are named as in Hugging Face's checkpoints."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mistral_mlx.config import ModelConfig
+from mistral_mlx.model.attention import Attention
+from mistral_mlx.model.cache import Cache, LayerCache, Mask, window_mask
+from mistral_mlx.model.rope import RotaryEmbedding
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (arXiv 2002.05202): down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """One layer: attention, then the feed-forward network, each on a normalised input and added to the stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = FeedForward(config)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def __call__(self, x: mx.array, rope: RotaryEmbedding, mask: Mask, cache: LayerCache | None) -> mx.array:
+        h = x + self.self_attn(self.input_layernorm(x), rope, mask, cache)
+        return h + self.mlp(self.post_attention_layernorm(h))
+
+
+class Decoder(nn.Module):
+    """Embedding, layers and final norm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.rope = RotaryEmbedding(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = [Block(config) for _ in range(config.num_hidden_layers)]
+        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def __call__(self, ids: mx.array, cache: Cache | None = None) -> mx.array:
+        length = ids.shape[1]
+        masks = cache.masks(length) if cache else [window_mask(length, length, w) for w in self.config.windows]
+        caches = cache.layers if cache else [None] * len(self.layers)
+
+        h = self.embed_tokens(ids)
+        for layer, mask, layer_cache in zip(self.layers, masks, caches, strict=True):
+            h = layer(h, self.rope, mask, layer_cache)
+        return self.norm(h)
+
+
+class Transformer(nn.Module):
+    """The decoder and its output matrix, which is the embedding itself where the two are tied."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def __call__(self, ids: mx.array, cache: Cache | None = None, *, last_only: bool = False) -> mx.array:
+        """Logits of the token after each of ids.
+
+        Args:
+            ids: (B, T) token ids, which follow what the cache holds and are added to it.
+            cache: what came before; without one, ids are the whole sequence.
+            last_only: compute the logits of the last position only.
+
+        Returns:
+            (B, T, vocab), or (B, 1, vocab).
+        """
+        h = self.model(ids, cache)
+        if last_only:
+            h = h[:, -1:]
+        return self.model.embed_tokens.as_linear(h) if self.config.tie_word_embeddings else self.lm_head(h)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The type that activations, keys and values have."""
+        return self.model.norm.weight.dtype
+
+    def make_cache(self, max_tokens: int | None = None) -> Cache:
+        """An empty cache for one sequence of at most `max_tokens` tokens, by default as many as the model allows."""
+        return Cache(self.config, self.dtype, max_tokens=max_tokens)

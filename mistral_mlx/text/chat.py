@@ -1,0 +1,197 @@
+"""Conversations to ids, as each model was trained to read them.
+
+Ids are put together piece by piece: what the format adds may be control tokens, what people and models wrote never is.
+mistral-common is the truth for Mistral's formats; a Jinja template serves models that bring their own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NoReturn, Protocol
+
+from mistral_mlx.errors import InputError, TokenizerError
+from mistral_mlx.text.tokenizer import GgufBpe, SentencePiece
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation.
+
+    Attributes:
+        ids: the ids that were sampled, for a turn that a model wrote here. They are used as they are: encoding the
+            text anew often gives others, and then nothing that was computed can be used again.
+    """
+
+    role: Role
+    content: str
+    ids: tuple[int, ...] | None = None
+
+
+class ChatFormat(Protocol):
+    """How a family of models writes a conversation."""
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """The ids of a conversation up to where the assistant's next answer begins.
+
+        Raises:
+            InputError: roles in an order that the format cannot express, or text that it cannot carry.
+        """
+        ...
+
+
+class MistralChat:
+    """Mistral's instruct formats v1, v2, v3 and v7, by mistral-common."""
+
+    def __init__(self, tokenizer: SentencePiece) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        from mistral_common.exceptions import MistralCommonException
+        from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMessage, UserMessage
+        from mistral_common.protocol.instruct.request import ChatCompletionRequest
+
+        answers = self._common.instruct_tokenizer.tokenizer.answers
+        answers.clear()
+        turns: list[Any] = []
+        for index, message in enumerate(messages):
+            if message.role == "system":
+                turns.append(SystemMessage(content=message.content))
+            elif message.role == "user":
+                turns.append(UserMessage(content=message.content))
+            elif message.ids is None:
+                turns.append(AssistantMessage(content=message.content))
+            else:
+                answers[_placeholder(index)] = [i for i in message.ids if i not in self._tokenizer.stop_ids]
+                turns.append(AssistantMessage(content=_placeholder(index)))
+        try:
+            return list(self._common.encode_chat_completion(ChatCompletionRequest(messages=turns)).tokens)
+        except MistralCommonException as error:
+            raise InputError(
+                f"This conversation cannot be encoded: {error}", "Check the roles and their order."
+            ) from error
+
+    @cached_property
+    def _common(self) -> Any:
+        """mistral-common's tokenizer for this version. Imported on first use: it takes a second."""
+        from mistral_common.protocol.instruct.normalize import get_normalizer
+        from mistral_common.protocol.instruct.validator import ValidationMode, get_validator
+        from mistral_common.tokens.tokenizers import instruct
+        from mistral_common.tokens.tokenizers.base import TokenizerVersion
+        from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+        from mistral_common.tokens.tokenizers.sentencepiece import SentencePieceTokenizer
+
+        class WithAnswers(SentencePieceTokenizer):
+            """Encodes the placeholder of an answer as the ids that were sampled for it."""
+
+            def __init__(self, *args: Any) -> None:
+                super().__init__(*args)
+                self.answers: dict[str, list[int]] = {}
+
+            def encode(self, s: str, bos: bool, eos: bool) -> list[int]:
+                return list(self.answers[s]) if s in self.answers else super().encode(s, bos, eos)
+
+        version = TokenizerVersion(self._tokenizer.version)
+        tokenizer = WithAnswers(self._tokenizer.path, version)
+        kind = getattr(instruct, f"InstructTokenizer{version.value.upper()}")
+        return MistralTokenizer(
+            kind(tokenizer), get_validator(version, ValidationMode.test), get_normalizer(version, None)
+        )
+
+
+class TemplateChat:
+    """A model's own Jinja template, run in a sandbox.
+
+    What was said travels through the template as a placeholder and is encoded apart, so it cannot forge the control
+    tokens that the template writes.
+    """
+
+    def __init__(self, template: str, tokenizer: GgufBpe, bos: str = "", eos: str = "") -> None:
+        """Raises TokenizerError if the template is not valid Jinja."""
+        from jinja2 import TemplateError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        self._tokenizer = tokenizer
+        self._given = {"bos_token": bos, "eos_token": eos, "add_generation_prompt": True, "raise_exception": _refuse}
+        try:
+            # The settings that transformers renders templates with.
+            environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+            self._template = environment.from_string(template)
+        except TemplateError as error:
+            raise TokenizerError(
+                f"The model's chat template is broken: {error}.", "Use --raw, or another file."
+            ) from error
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        turns = [{"role": m.role, "content": _placeholder(i)} for i, m in enumerate(messages)]
+        text = self._render(turns)
+        ids: list[int] = []
+        found: list[int] = []
+        # re.split with groups alternates: what the template wrote, the number of a message, what it wrote, …
+        for n, part in enumerate(_PLACEHOLDER.split(text)):
+            if n % 2:
+                found.append(int(part))
+                ids += self._said(messages[int(part)])
+            else:
+                ids += self._written(part)
+        if found != list(range(len(messages))):
+            raise InputError(
+                "The model's chat template leaves out, repeats or reorders parts of this conversation.",
+                "It may not know the system role: put that text into the first message, or use --raw.",
+            )
+        return ids
+
+    def _render(self, turns: list[dict[str, str]]) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            return self._template.render(messages=turns, **self._given)
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+            raise InputError(f"The model's chat template refuses this conversation: {error}.") from error
+
+    def _said(self, message: Message) -> list[int]:
+        if message.ids is None:
+            return self._tokenizer.encode(message.content)
+        return [i for i in message.ids if i not in self._tokenizer.stop_ids]
+
+    def _written(self, text: str) -> list[int]:
+        """Encode the template's own text, in which names of control tokens mean the tokens."""
+        ids: list[int] = []
+        for part in self._control_names.split(text):
+            if part in self._tokenizer.control:
+                ids.append(self._tokenizer.control[part])
+            elif part:
+                ids += self._tokenizer.encode(part)
+        return ids
+
+    @cached_property
+    def _control_names(self) -> re.Pattern[str]:
+        longest_first = sorted(self._tokenizer.control, key=len, reverse=True)
+        return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+
+
+def gguf_chat(metadata: Mapping[str, Any], tokenizer: GgufBpe) -> TemplateChat | None:
+    """The chat format that a GGUF file brings along; None if it brings none."""
+    template = metadata.get("tokenizer.chat_template")
+    if not isinstance(template, str):
+        return None
+    bos, eos = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos"))
+    spell = [tokenizer.piece(i) if isinstance(i, int) and 0 <= i < tokenizer.vocab_size else "" for i in (bos, eos)]
+    return TemplateChat(template, tokenizer, *spell)
+
+
+# Private-use characters: no template writes them.
+_PLACEHOLDER = re.compile("\ue000([0-9]+)\ue001")
+
+
+def _placeholder(index: int) -> str:
+    return f"\ue000{index}\ue001"
+
+
+def _refuse(reason: str) -> NoReturn:
+    """What templates call to say that they cannot express a conversation."""
+    raise ValueError(reason)

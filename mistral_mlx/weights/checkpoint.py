@@ -1,0 +1,256 @@
+"""From a path to a model: find the files, hold every tensor against the configuration, then read them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mistral_mlx.backend import compute_dtype, on_gpu, total_memory
+from mistral_mlx.config import ModelConfig, token_ids
+from mistral_mlx.errors import ConfigError, InputError, OutOfMemoryError, WeightsError
+from mistral_mlx.model.transformer import Transformer
+from mistral_mlx.weights.formats import gguf, safetensors
+from mistral_mlx.weights.names import expected_shapes, half_split_rows, to_gguf
+from mistral_mlx.weights.tensor import Tensor
+
+log = logging.getLogger("mistral_mlx")
+
+DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+
+# Tables that some exporters store beside the weights and that follow from the configuration.
+_DERIVED = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk whose tensors are known to fit its configuration; none of their data has been read.
+
+    Attributes:
+        path: the folder or file.
+        metadata: what a GGUF file says besides, such as its tokenizer; empty for a folder.
+    """
+
+    path: Path
+    config: ModelConfig
+    tensors: dict[str, Tensor]
+    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that the tensors take on disk."""
+        return sum(t.nbytes for t in self.tensors.values())
+
+    @property
+    def states_chat_template(self) -> bool:
+        """Whether a folder brings a chat template, which base models do not."""
+        if (self.path / "chat_template.jinja").exists():
+            return True
+        settings = self.path / "tokenizer_config.json"
+        return settings.exists() and bool(_read_json(settings).get("chat_template"))
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the model."""
+        return sum(t.elements for t in self.tensors.values())
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Describe and check the model at `path`: a folder with config.json and safetensors, or a `.gguf` file.
+
+    Raises:
+        WeightsError: nothing to load, a damaged file, or tensors that do not fit; all mismatches in one error.
+        ConfigError: a configuration that is broken or not supported.
+    """
+    if path.is_dir():
+        return _open_folder(path)
+    if path.is_file():
+        return _open_gguf(path)
+    raise WeightsError(f"There is no file or folder {path}.", "Check the path.")
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    files = safetensors.find_files(folder)
+    if not files:
+        ggufs = sorted(folder.glob("*.gguf"))
+        hint = f"Give the file itself: {ggufs[0]}." if ggufs else "A model folder holds config.json and *.safetensors."
+        raise WeightsError(f"{folder} holds no model.safetensors.", hint)
+    config = read_config(folder)
+    tensors = safetensors.read_tensors(files)
+    return Checkpoint(folder, *_fit(config, tensors, folder))
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    header = gguf.read_header(path)
+    config = ModelConfig.from_gguf(header.metadata)
+    ours = {to_gguf(name): name for name in expected_shapes(replace(config, tie_word_embeddings=False))}
+    tensors: dict[str, Tensor] = {}
+    for entry in header.entries:
+        name = ours.get(entry, entry)  # what we do not know keeps its name and is reported
+        tensors[name] = header.tensor(entry, name, half_split_rows(name, config))
+    return Checkpoint(path, *_fit(config, tensors, path), header.metadata)
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The configuration in a folder: config.json, with the stop ids that generation_config.json adds.
+
+    Raises:
+        ConfigError: it is missing, is not JSON, or is not supported.
+    """
+    keys = _read_json(folder / "config.json")
+    if "quantization" in keys or "quantization_config" in keys:
+        raise ConfigError(
+            f"{folder} holds quantized safetensors, which are not read here.",
+            "Use the model's float weights, or a GGUF file of it in Q8_0 or Q4_0.",
+        )
+    config = ModelConfig.from_hf(keys)
+    if (folder / "generation_config.json").exists():
+        stops = _read_json(folder / "generation_config.json").get("eos_token_id")
+        if stops is not None:
+            more = token_ids(stops, "eos_token_id in generation_config.json")
+            config = replace(config, eos_token_ids=tuple(dict.fromkeys(config.eos_token_ids + more)))
+    return config
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{file} is missing.", "A model folder holds it beside its weights.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{file} is not valid JSON: {error}.", "Fetch it again.") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{file} must hold a JSON object.", "Fetch it again.")
+    return value
+
+
+def _fit(config: ModelConfig, tensors: dict[str, Tensor], where: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Settle whether embeddings are tied, and report every tensor that is missing, unknown or misshapen at once."""
+    if config.tie_word_embeddings is None:
+        config = replace(config, tie_word_embeddings="lm_head.weight" not in tensors)
+    elif config.tie_word_embeddings:
+        tensors.pop("lm_head.weight", None)  # a copy of the embedding, which some exporters store all the same
+    tensors = {name: tensor for name, tensor in tensors.items() if not _DERIVED.search(name)}
+    expected = expected_shapes(config)
+    faults = [f"{name} is missing" for name in expected if name not in tensors]
+    faults += [f"{name} is unknown" for name in tensors if name not in expected]
+    faults += [
+        f"{name} is {_by(tensors[name].shape)}, not {_by(shape)}"
+        for name, shape in expected.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
+    if faults:
+        more = f"; and {len(faults) - 4} more" if len(faults) > 4 else ""
+        raise WeightsError(
+            f"The tensors in {where} do not fit its configuration: {'; '.join(faults[:4])}{more}.",
+            "Files of two models may be mixed up, or the configuration is another model's.",
+        )
+    return config, tensors
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+# ---- reading ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """In which form the weights will stand in memory."""
+
+    dtype: mx.Dtype
+    expand: bool
+    nbytes: int
+
+
+def load_model(checkpoint: Checkpoint, dtype: str | None = None) -> Transformer:
+    """Read the weights.
+
+    Args:
+        dtype: float32, float16 or bfloat16 to compute in that precision; by default float32 on the CPU backend and
+            the stored 16-bit type on a GPU. Quantized weights stay so on a GPU; on the CPU backend, whose quantized
+            product costs time linear in the rows, they are expanded where that takes at most half of the memory.
+            "keep" leaves weights as they are stored in any case.
+
+    Raises:
+        InputError: an unknown dtype.
+        OutOfMemoryError: more bytes than the machine has; raised before anything is read.
+        WeightsError: a file that became unreadable.
+    """
+    plan = _plan(checkpoint, dtype)
+    if plan.nbytes > total_memory():
+        raise OutOfMemoryError(
+            f"{checkpoint.path} needs {plan.nbytes / 2**30:.1f} GiB of weights in memory; this machine has "
+            f"{total_memory() / 2**30:.1f} GiB.",
+            'Use a smaller or a quantized model, or dtype="keep" if it expands.',
+        )
+    model = Transformer(checkpoint.config)
+    weights: dict[str, mx.array] = {}
+    layouts: dict[str, dict[str, int]] = {}
+    for name, tensor in checkpoint.tensors.items():
+        value = tensor.read()
+        prefix = name.removesuffix(".weight")
+        if isinstance(value, mx.array):
+            weights[name] = value.astype(plan.dtype)
+        elif plan.expand:
+            scales, biases = value.scales.astype(mx.float32), value.biases.astype(mx.float32)
+            full = mx.dequantize(value.weight, scales, biases, group_size=value.group_size, bits=value.bits)
+            weights[name] = full.astype(plan.dtype)
+        else:
+            weights |= {
+                name: value.weight,
+                f"{prefix}.scales": value.scales.astype(plan.dtype),
+                f"{prefix}.biases": value.biases.astype(plan.dtype),
+            }
+            layouts[prefix] = {"group_size": value.group_size, "bits": value.bits}
+        del value
+        try:
+            mx.eval(weights[name])  # one by one, so that only one stored form lies beside the model
+        except RuntimeError as error:
+            raise WeightsError(f"{name} in {checkpoint.path} cannot be read: {error}.", "Fetch it again.") from error
+    if layouts:
+        nn.quantize(model, class_predicate=lambda path, _: layouts.get(path, False))
+    model.load_weights(list(weights.items()))
+    model.freeze()
+    mx.eval(model.parameters())
+    return model
+
+
+def _plan(checkpoint: Checkpoint, dtype: str | None) -> _Plan:
+    if dtype is not None and dtype != "keep" and dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r} is unknown.", f"Choose {', '.join(DTYPES)} or keep.")
+    tensors = checkpoint.tensors.values()
+    quantized = any(t.quantized for t in tensors)
+    stored = _stored_dtype(checkpoint)
+    if dtype in DTYPES:
+        compute = DTYPES[dtype]
+    else:
+        compute = stored if dtype == "keep" and not quantized else compute_dtype(stored)
+    full = sum(t.elements for t in tensors) * compute.size
+    kept = sum(t.nbytes if t.quantized else t.elements * compute.size for t in tensors)
+    expand = quantized and dtype != "keep" and not on_gpu() and full <= total_memory() / 2
+    if quantized and not on_gpu() and dtype != "keep":
+        size = f"{full / 1e6:,.0f} MB instead of {kept / 1e6:,.0f} MB"
+        log.warning(
+            f"Quantized weights are expanded to {str(compute).removeprefix('mlx.core.')} ({size}): faster on this CPU "
+            'backend. dtype="keep" leaves them packed.'
+            if expand
+            else f"Quantized weights stay packed, which is slow on this CPU backend: expanded they would take {size}."
+        )
+    return _Plan(compute, expand, full if expand else kept)
+
+
+def _stored_dtype(checkpoint: Checkpoint) -> mx.Dtype:
+    """The type that matrices are stored in; for quantized ones that of their scales."""
+    kinds = {t.stored for t in checkpoint.tensors.values() if len(t.shape) > 1}
+    if "BF16" in kinds:
+        return mx.bfloat16
+    return mx.float32 if kinds == {"F32"} else mx.float16

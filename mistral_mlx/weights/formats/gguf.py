@@ -1,0 +1,239 @@
+"""GGUF, version 2 and 3: a bounded walk of the header, and tensors in MLX's own layouts.
+
+Every count in the header is held against the bytes that are left before anything of that size is made, so a damaged
+or hostile file costs no more memory than its own length.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mistral_mlx.errors import WeightsError
+from mistral_mlx.weights.tensor import Quantized, Tensor
+
+_DAMAGED = "The file is damaged or its download did not finish; fetch it again."
+
+# ggml.h, enum ggml_type: for the names in messages.
+_TYPE_NAMES = dict(enumerate((
+    "F32", "F16", "Q4_0", "Q4_1", "Q4_2", "Q4_3", "Q5_0", "Q5_1", "Q8_0", "Q8_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K",
+    "Q6_K", "Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "I8", "I16", "I32",
+    "I64", "F64", "IQ1_M", "BF16", "Q4_0_4_4", "Q4_0_4_8", "Q4_0_8_8", "TQ1_0", "TQ2_0", "IQ4_NL_4_4", "IQ4_NL_4_8",
+    "IQ4_NL_8_8", "MXFP4", "NVFP4",
+)))  # fmt: skip
+_BLOCK = {  # elements and bytes of a block
+    "F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "Q4_0": (32, 18), "Q4_1": (32, 20), "Q8_0": (32, 34),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the tensor directory. `shape` is (out, in): GGUF itself lists it the other way round."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Gguf:
+    """The header of a file: metadata, and where each tensor lies."""
+
+    path: Path
+    metadata: dict[str, Any]
+    entries: dict[str, Entry]
+
+    def tensor(self, gguf_name: str, name: str, rows: np.ndarray | None = None) -> Tensor:
+        """Describe a tensor under the name `name`; `rows`, if given, is the order in which its rows are read."""
+        entry = self.entries[gguf_name]
+        return Tensor(
+            name=name,
+            shape=entry.shape,
+            stored=entry.kind,
+            nbytes=entry.nbytes,
+            quantized=entry.kind in _PACK,
+            read=lambda: self._read(entry, rows),
+        )
+
+    def _read(self, entry: Entry, rows: np.ndarray | None) -> mx.array | Quantized:
+        raw = np.memmap(self.path, np.uint8, "r", entry.offset, (entry.nbytes,))
+        data = raw.reshape(entry.shape[0], -1)
+        if rows is not None:
+            data = data[rows]
+        if entry.kind in _PACK:
+            return _PACK[entry.kind](data.reshape(*entry.shape[:-1], -1, _BLOCK[entry.kind][1]))
+        if entry.kind == "BF16":
+            return mx.array(data.view(np.uint16).reshape(entry.shape)).view(mx.bfloat16)
+        return mx.array(data.view(np.float32 if entry.kind == "F32" else np.float16).reshape(entry.shape))
+
+
+def read_header(path: Path) -> Gguf:
+    """Walk the header of a GGUF file.
+
+    Raises:
+        WeightsError: not GGUF, damaged, cut short, or a tensor has a type that is not read here.
+    """
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _Walk(path, data).header()
+    except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+        raise WeightsError(f"{path} cannot be read: {error}.", _DAMAGED) from error
+
+
+# struct codes of the metadata value types 0 to 12; 8 and 9 are strings and arrays.
+_SCALARS = "BbHhIif?..Qqd"
+_STRING, _ARRAY = 8, 9
+
+
+class _Walk:
+    """A position in the header that never passes the end of the file."""
+
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self.path, self.data, self.at = path, data, 0
+
+    def header(self) -> Gguf:
+        if self.data[:4] != b"GGUF":
+            raise WeightsError(f"{self.path} is not a GGUF file.", "Give a .gguf file or a model folder.")
+        self.at = 4
+        version = self.scalar("I")
+        if version not in (2, 3):
+            raise WeightsError(
+                f"{self.path} is GGUF version {version}; 2 and 3 are read here.",
+                "Convert it anew with a current llama.cpp (little-endian).",
+            )
+        tensors, keys = self.scalar("Q"), self.scalar("Q")
+        self.claim(keys * 13 + tensors * 24)  # the shortest that each can be
+        metadata: dict[str, Any] = {}
+        for _ in range(keys):
+            key = self.string()
+            if key in metadata:
+                raise self.damage(f"the key {key} appears twice")
+            metadata[key] = self.value(self.scalar("I"))
+        directory = [self.entry() for _ in range(tensors)]
+        return Gguf(self.path, metadata, self.place(directory, metadata.get("general.alignment", 32)))
+
+    def entry(self) -> Entry:
+        name = self.string()
+        dims = self.scalar("I")
+        if not 1 <= dims <= 4:
+            raise self.damage(f"tensor {name} has {dims} dimensions")
+        shape = tuple(self.scalar("Q") for _ in range(dims))[::-1]
+        number, offset = self.scalar("I"), self.scalar("Q")
+        kind = _TYPE_NAMES.get(number, f"number {number}")
+        if kind not in _BLOCK:
+            raise WeightsError(
+                f"Tensor {name} in {self.path.name} is of type {kind}, which is not read here.",
+                f"Types read from GGUF: {', '.join(_BLOCK)}. Many models are also published as Q8_0 or F16.",
+            )
+        elements, size = _BLOCK[kind]
+        if 0 in shape or shape[-1] % elements:
+            raise self.damage(f"tensor {name} of type {kind} has shape {shape}")
+        return Entry(name, shape, kind, offset, math.prod(shape) // elements * size)
+
+    def place(self, directory: list[Entry], alignment: Any) -> dict[str, Entry]:
+        """The directory with offsets from the start of the file, each tensor wholly inside it."""
+        if not isinstance(alignment, int) or alignment < 1:
+            raise self.damage(f"alignment is {alignment!r}")
+        start = -(-self.at // alignment) * alignment
+        entries: dict[str, Entry] = {}
+        for e in directory:
+            if e.name in entries:
+                raise self.damage(f"tensor {e.name} appears twice")
+            if start + e.offset + e.nbytes > len(self.data):
+                raise self.damage(f"tensor {e.name} of {e.nbytes} bytes ends past the end of the file")
+            entries[e.name] = Entry(e.name, e.shape, e.kind, start + e.offset, e.nbytes)
+        return entries
+
+    def value(self, kind: int, *, nested: bool = False) -> Any:
+        if kind == _STRING:
+            return self.string()
+        if kind == _ARRAY and not nested:
+            of, count = self.scalar("I"), self.scalar("Q")
+            if of == _STRING:
+                self.claim(count * 8)
+                return [self.string() for _ in range(count)]
+            code = self.code(of)
+            size = struct.calcsize(code)
+            self.claim(count * size)
+            values = struct.unpack_from(f"<{count}{code}", self.data, self.at)
+            self.at += count * size
+            return list(values)
+        return self.scalar(self.code(kind))
+
+    def code(self, kind: int) -> str:
+        code = _SCALARS[kind] if kind < len(_SCALARS) else "."
+        if code == ".":
+            raise self.damage(f"a metadata value is of unknown type {kind}")
+        return code
+
+    def scalar(self, code: str) -> Any:
+        size = struct.calcsize(code)
+        self.claim(size)
+        (value,) = struct.unpack_from("<" + code, self.data, self.at)
+        self.at += size
+        return value
+
+    def string(self) -> str:
+        length = self.scalar("Q")
+        self.claim(length)
+        raw = self.data[self.at : self.at + length]
+        self.at += length
+        return raw.decode("utf-8", errors="replace")
+
+    def claim(self, size: int) -> None:
+        if size > len(self.data) - self.at:
+            raise self.damage("its header runs past the end of the file")
+
+    def damage(self, what: str) -> WeightsError:
+        return WeightsError(f"{self.path} is damaged: {what}.", _DAMAGED)
+
+
+# ---- GGUF's blocks in MLX's layout; both store `scale * q + bias` over groups of 32, so nothing is rounded ---------
+# Each takes (rows, blocks, bytes of a block) uint8.
+
+
+def _pack(bits: int, quants: np.ndarray, scales: np.ndarray, biases: np.ndarray) -> Quantized:
+    """quants (rows, blocks, bytes) hold the group's values from the lowest bit of the first byte on."""
+    rows = quants.shape[0]
+    packed = np.ascontiguousarray(quants).view(np.uint32).reshape(rows, -1)
+    return Quantized(mx.array(packed), mx.array(scales), mx.array(biases), 32, bits)
+
+
+def _half(data: np.ndarray) -> np.ndarray:
+    """The float16 in the two bytes of each block, (rows, blocks)."""
+    halves: np.ndarray = np.ascontiguousarray(data).view(np.float16)[..., 0]
+    return halves
+
+
+def _nibbles(data: np.ndarray) -> np.ndarray:
+    """From value j and j + 16 in byte j to values 2j and 2j + 1 in byte j."""
+    values = np.concatenate([data & 0x0F, data >> 4], axis=-1)
+    packed: np.ndarray = values[..., 0::2] | values[..., 1::2] << 4
+    return packed
+
+
+def _pack_q8_0(data: np.ndarray) -> Quantized:
+    scales = _half(data[..., :2])
+    return _pack(8, data[..., 2:] ^ 0x80, scales, scales * np.float16(-128))  # signed to offset binary
+
+
+def _pack_q4_0(data: np.ndarray) -> Quantized:
+    scales = _half(data[..., :2])
+    return _pack(4, _nibbles(data[..., 2:]), scales, scales * np.float16(-8))
+
+
+def _pack_q4_1(data: np.ndarray) -> Quantized:
+    return _pack(4, _nibbles(data[..., 4:]), _half(data[..., :2]), _half(data[..., 2:4]))
+
+
+_PACK: dict[str, Callable[[np.ndarray], Quantized]] = {"Q8_0": _pack_q8_0, "Q4_0": _pack_q4_0, "Q4_1": _pack_q4_1}

@@ -1,0 +1,70 @@
+"""Hugging Face's safetensors: one `model.safetensors`, or shards that an index lists."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import mlx.core as mx
+from safetensors import SafetensorError, safe_open
+
+from mistral_mlx.errors import WeightsError
+from mistral_mlx.weights.tensor import Tensor
+
+_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+_INDEX = "model.safetensors.index.json"
+
+
+def find_files(folder: Path) -> list[Path]:
+    """The weight files of a folder, in order; empty if it holds none.
+
+    Raises:
+        WeightsError: the index is broken, or names a shard that is not there.
+    """
+    index = folder / _INDEX
+    if not index.exists():
+        return sorted(folder.glob("model*.safetensors"))
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{index} is not a valid index: {error}.", "Fetch it again.") from error
+    # Only plain names: an index must not reach outside its folder.
+    missing = [n for n in names if not isinstance(n, str) or Path(n).name != n or not (folder / n).is_file()]
+    if missing:
+        raise WeightsError(
+            f"{len(missing)} of {len(names)} shards are missing in {folder}: {', '.join(map(str, missing[:3]))}"
+            f"{' …' if len(missing) > 3 else ''}.",
+            "The download did not finish; fetch them again.",
+        )
+    return [folder / name for name in names]
+
+
+def read_tensors(files: list[Path]) -> dict[str, Tensor]:
+    """Describe every tensor of the files; their data stay on disk.
+
+    Raises:
+        WeightsError: a file is damaged or cut short, holds a type that is not read here, or two hold the same name.
+    """
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            # The library's own check of the header: sizes, overlaps, and that the file is as long as it says.
+            with safe_open(file, framework="np") as header:
+                entries = {name: header.get_slice(name) for name in header.keys()}  # noqa: SIM118
+                described = {name: (e.get_dtype(), tuple(e.get_shape())) for name, e in entries.items()}
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(f"{file} cannot be read: {error}.", "The file is damaged; fetch it again.") from error
+        lazy = mx.load(str(file))
+        assert isinstance(lazy, dict)
+        for name, (kind, shape) in described.items():
+            if kind not in _BYTES:
+                raise WeightsError(
+                    f"{name} in {file.name} is of type {kind}, which is not read here.",
+                    f"Types read from safetensors: {', '.join(_BYTES)}.",
+                )
+            if name in tensors:
+                raise WeightsError(f"{name} is stored twice in {file.parent}.", "Remove the file that is left over.")
+            # Popped, so that the stored form is freed as soon as it has been converted.
+            tensors[name] = Tensor(name, shape, kind, lazy[name].nbytes, False, partial(lazy.pop, name))
+    return tensors
