@@ -241,7 +241,7 @@ def _describe(found: ModelInfo) -> str:
         ([f"window {' or '.join(f'{w:,}' for w in windows)}"] if windows else [])
         + ([f"full in {full} of {config.num_hidden_layers} layers" if windows else "full"] if full else [])
     )
-    stored = "not here" if found.stored_bytes is None else _size(found.stored_bytes)
+    stored = "" if found.stored_bytes is None else f"{_size(found.stored_bytes)} on disk, "
     verdict = "fits" if found.fits else "does not fit"
     rows = [
         ("model", str(found.path)),
@@ -254,7 +254,7 @@ def _describe(found: ModelInfo) -> str:
         ("positions", f"{config.max_position_embeddings:,}, RoPE base {config.rope_theta:,.0f}{_yarn(found)}"),
         ("vocabulary", f"{config.vocab_size:,}{', tied to the output' if config.tie_word_embeddings else ''}"),
         ("parameters", f"{found.parameters:,}"),
-        ("weights", f"{stored} on disk, {_size(found.loaded_bytes)} as {found.dtype}"),
+        ("weights", f"{stored}{_size(found.loaded_bytes)} as {found.dtype}"),
         ("this machine", f"{_size(found.memory_bytes)} of memory: {verdict}"),
     ]
     lines = [f"{name:<13}{value}" for name, value in rows]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -31,7 +33,7 @@ def _small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
 def read(model: Transformer, cache: Cache, ids: list[int], cuts: list[int] = []) -> np.ndarray:  # noqa: B006
     """Feed ids in pieces that end at `cuts`; logits (T, vocab)."""
     edges = [0, *sorted({c for c in cuts if 0 < c < len(ids)}), len(ids)]
-    pieces = [model(mx.array([ids[a:b]]), cache) for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [model(mx.array([ids[a:b]]), cache) for a, b in itertools.pairwise(edges)]
     return np.array(mx.concatenate(pieces, axis=1)[0])
 
 
@@ -164,9 +166,7 @@ def test_a_short_chat_pays_for_a_short_cache(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(("queries", "keys", "window"), [(5, 5, 3), (4, 9, 3), (6, 6, 6), (3, 7, None), (1, 4, 2)])
 def test_window_mask_is_the_rule(queries: int, keys: int, window: int | None) -> None:
     mask = window_mask(queries, keys, window)
-    rule = [
-        [j <= i and (window is None or i - window < j) for j in range(keys)] for i in range(keys - queries, keys)
-    ]
+    rule = [[j <= i and (window is None or i - window < j) for j in range(keys)] for i in range(keys - queries, keys)]
     causal = [[j <= i for j in range(keys)] for i in range(keys - queries, keys)]
     assert (causal if mask == "causal" else mask.tolist()) == rule
 

@@ -1,0 +1,100 @@
+"""The generator of ids: it equals re-reading everything each step, and stops where it is told."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mistral_mlx.engine.decode import decode, prefill
+from mistral_mlx.engine.sampling import SamplingParams
+from mistral_mlx.engine.score import score, whole_logits
+from mistral_mlx.model.transformer import Transformer
+from tests.conftest import make_model
+
+MODELS = {
+    "window": make_model(sliding_window=8),
+    "full": make_model(sliding_window=None),
+    "mix": make_model(1, sliding_window=(None, 8)),
+}
+PROMPT = [3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9]
+
+
+def run(model: Transformer, prompt: list[int], chunk: int = 512, **options: object) -> tuple[list[int], list[float]]:
+    cache = model.make_cache()
+    logits = prefill(model, prompt, cache, chunk=chunk)
+    assert logits is not None
+    tokens = list(decode(model, logits, cache, SamplingParams(**options)))
+    return [t.id for t in tokens], [t.logprob for t in tokens]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_greedy_equals_reading_everything_again_each_step(name: str) -> None:
+    ids, _ = run(MODELS[name], PROMPT, max_tokens=40)
+    sequence = list(PROMPT)
+    for token in ids:
+        assert token == int(mx.argmax(whole_logits(MODELS[name], sequence)[-1]))
+        sequence.append(token)
+
+
+@settings(max_examples=25)
+@given(st.sampled_from(list(MODELS)), st.integers(0, 2**64 - 1), st.sampled_from([0.0, 0.7, 1.5]), st.integers(1, 20))
+def test_same_seed_same_tokens_however_the_prompt_is_cut(name: str, seed: int, temperature: float, chunk: int) -> None:
+    options = {"seed": seed, "temperature": temperature, "top_p": 0.9, "max_tokens": 12}
+    assert run(MODELS[name], PROMPT, **options)[0] == run(MODELS[name], PROMPT, chunk, **options)[0]
+
+
+@settings(max_examples=25)
+@given(st.sampled_from(list(MODELS)), st.integers(0, 1000), st.integers(1, 30))
+def test_generated_logprobs_equal_rescored_ones(name: str, seed: int, chunk: int) -> None:
+    model = MODELS[name]
+    ids, logprobs = run(model, PROMPT, seed=seed, temperature=1.0, max_tokens=30)
+    scores = np.array(score(model, PROMPT + ids, model.make_cache(), chunk=chunk))
+    np.testing.assert_allclose(scores[len(PROMPT) - 1 :], logprobs, atol=2e-5)
+    logits = np.array(whole_logits(model, PROMPT + ids))
+    rows = logits[:-1] - np.log(np.exp(logits[:-1] - logits[:-1].max(-1, keepdims=True)).sum(-1, keepdims=True))
+    rows -= logits[:-1].max(-1, keepdims=True)
+    expected = rows[np.arange(len(rows)), (PROMPT + ids)[1:]]
+    np.testing.assert_allclose(scores, expected, atol=2e-5)
+
+
+def test_progress_is_told_before_and_after_each_chunk() -> None:
+    told: list[tuple[int, int]] = []
+    model = MODELS["window"]
+    prefill(model, PROMPT, model.make_cache(), chunk=4, progress=lambda *p: told.append(p))
+    assert told == [(0, 11), (4, 11), (8, 11), (11, 11)]
+
+
+def test_a_cancelled_prompt_stops_before_the_next_chunk() -> None:
+    model = MODELS["window"]
+    cache = model.make_cache()
+    answers = iter([False, True])
+    assert prefill(model, PROMPT, cache, chunk=4, cancelled=lambda: next(answers)) is None
+    assert cache.position == 4
+
+
+def test_cancelling_stops_before_the_next_token() -> None:
+    model = MODELS["window"]
+    cache = model.make_cache()
+    logits = prefill(model, PROMPT, cache)
+    assert logits is not None
+    seen: list[int] = []
+    for token in decode(model, logits, cache, SamplingParams(max_tokens=50), cancelled=lambda: len(seen) == 3):
+        seen.append(token.id)
+    assert len(seen) == 3
+    assert cache.position == len(PROMPT) + 2  # the last token was never fed
+
+
+def test_memory_of_a_long_generation_is_constant() -> None:
+    """Far beyond the window nothing grows: neither the cache nor what MLX holds besides."""
+    model = make_model(sliding_window=8)
+    cache = model.make_cache()
+    logits = prefill(model, PROMPT, cache)
+    assert logits is not None
+    active: list[int] = []
+    for _ in decode(model, logits, cache, SamplingParams(max_tokens=400)):
+        active.append(mx.get_active_memory())
+    assert cache.nbytes == cache.max_bytes
+    assert max(active[200:]) == min(active[200:])

@@ -1,0 +1,223 @@
+"""The command: results on stdout, the rest on stderr, one clear sentence for everything that cannot be."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import mistral_mlx as mm
+from mistral_mlx import cli
+from tests.conftest import GOLDEN
+
+COMMAND = [sys.executable, "-m", "mistral_mlx"]
+QUESTION = "What is the capital of France?"
+
+
+@pytest.fixture
+def loaded(demo: mm.LLM, monkeypatch: pytest.MonkeyPatch) -> mm.LLM:
+    """The demo, loaded once for all tests that run the command in this process."""
+    monkeypatch.setattr("mistral_mlx.llm.load", lambda *_, **__: demo)
+    return demo
+
+
+def failed(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a refused command says: nothing on stdout, two lines at most on stderr, exit code 2, no traceback."""
+    assert cli.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("mistral-mlx: ")
+    assert len(err.splitlines()) == 2, err
+    return err
+
+
+# ---- generate ---------------------------------------------------------------------------------------------------
+
+
+def test_the_readme_command_answers_from_the_real_model() -> None:
+    done = subprocess.run([*COMMAND, "generate", "-m", "demo", QUESTION], capture_output=True, text=True, check=False)
+    if "demo model is not installed" in done.stderr:
+        pytest.skip("the demo model is not installed")
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in done.stdout
+    assert done.stdout.endswith("\n")
+    assert "tokens" in done.stderr
+    assert "tokens" not in done.stdout
+
+
+def test_the_record_has_text_tokens_and_stats(loaded: mm.LLM, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["generate", "-m", "demo", "--json", "-t", "0.5", "--seed", "3", "--max-tokens", "5", QUESTION]
+    assert cli.main(argv) == 0
+    out, err = capsys.readouterr()
+    record = json.loads(out)
+    expected = loaded.chat().send(QUESTION, temperature=0.5, seed=3, max_tokens=5)
+    assert record["text"] == expected.text
+    assert record["tokens"] == expected.tokens
+    assert record["logprobs"] == pytest.approx(expected.logprobs, abs=1e-4)
+    assert record["finish_reason"] == "length"
+    assert record["mode"] == "chat"
+    assert record["sampling"]["seed"] == 3
+    assert record["stats"]["completion_tokens"] == 5
+    assert err == ""
+
+
+def test_a_drawn_seed_is_told_and_gives_the_text_again(loaded: mm.LLM, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["generate", "-m", "demo", "--json", "-t", "1.5", "--max-tokens", "8", "Tell me a story"]
+    cli.main(argv)
+    first = json.loads(capsys.readouterr().out)
+    cli.main([*argv, "--seed", str(first["sampling"]["seed"])])
+    assert json.loads(capsys.readouterr().out)["text"] == first["text"]
+
+
+def test_the_prompt_comes_from_an_argument_a_file_or_stdin(
+    loaded: mm.LLM, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prompt").write_text("The capital of France is\n", encoding="utf-8")
+    common = ["generate", "-m", "demo", "--raw", "--max-tokens", "3"]
+
+    class Stdin(io.TextIOWrapper):
+        def __init__(self) -> None:
+            super().__init__(io.BytesIO(b"The capital of France is\n"))
+
+    outputs = []
+    for argv in (["The capital of France is"], ["--file", str(tmp_path / "prompt")], ["-"], []):
+        monkeypatch.setattr(sys, "stdin", Stdin())
+        assert cli.main([*common, *argv]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0].startswith(" Paris")
+    assert len(set(outputs)) == 1
+
+
+def test_system_and_chat(loaded: mm.LLM, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["generate", "-m", "demo", "--system", "Answer in French.", "--max-tokens", "12", "Hello"])
+    out, err = capsys.readouterr()
+    assert out.strip() == loaded.chat("Answer in French.").send("Hello", max_tokens=12).text.strip()
+    assert "[chat]" in err
+
+
+def test_what_a_terminal_would_obey_is_shown_instead(
+    loaded: mm.LLM, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evil = mm.Completion("", [], [], "stop", mm.Stats(1, 0, 1, 0.1, 1.0, 1.0, 1, 1))
+    chunks = [mm.Chunk("a\x1b]0;title\x07b\x9b31m\r\n"), mm.Chunk("", finish_reason="stop", stats=evil.stats)]
+    monkeypatch.setattr(type(loaded), "stream", lambda *_, **__: iter(chunks))
+    for terminal, shown in ((True, "a␛]0;title␇b\ufffd31m␍\n"), (False, "a\x1b]0;title\x07b\x9b31m\r\n")):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        cli.main(["generate", "-m", "demo", "--raw", "x"])
+        assert capsys.readouterr().out == shown
+
+
+@pytest.mark.parametrize("when", ["answering", "loading"])
+def test_ctrl_c_stops_cleanly_with_what_was_written(when: str) -> None:
+    argv = [*COMMAND, "generate", "-m", "demo", "--raw", "-t", "1", "--max-tokens", "2000", "Once upon a time"]
+    process = subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"}
+    )
+    assert process.stdout is not None
+    written = b""
+    if when == "answering":
+        while len(written) < 20:
+            written += process.stdout.read(1)
+    else:
+        time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+    if when == "answering":
+        assert (written + out).endswith(b"\n")
+        assert b"ended by cancelled" in err
+    else:
+        assert b"stopped" in err
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    line = (
+        f'"{sys.executable}" -m mistral_mlx models info -m "{GOLDEN / "window"}" | head -1; echo "${{PIPESTATUS[0]}}"'
+    )
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] in ("0", "141")
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+
+
+# ---- bad input --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["-m", "nowhere", "x"], "There is no model 'nowhere'"),
+        (["-m", "demo", "-t", "nan", "x"], "temperature is nan"),
+        (["-m", "demo", "-t", "-1", "x"], "temperature is -1"),
+        (["-m", "demo", "--top-p", "0", "x"], "top_p is 0"),
+        (["-m", "demo", "--max-tokens", "0", "x"], "max_tokens is 0"),
+        (["-m", "demo", "--seed", "-1", "x"], "seed is -1"),
+        (["-m", "demo", "--raw", "--system", "s", "x"], "--system has no place"),
+        (["-m", "demo", "--file", "/nowhere", "x"], "a prompt and a --file"),
+        (["-m", "demo", "--file", "/nowhere"], "/nowhere cannot be read"),
+        (["-m", "demo", "--dtype", "int4", "x"], "dtype 'int4' is unknown"),
+        (["-m", str(GOLDEN), "x"], "holds no model.safetensors"),
+        (["-m", str(GOLDEN / "make.py"), "x"], "is not a GGUF file"),
+        (["-m", str(GOLDEN / "window"), "x"], "holds no tokenizer"),
+        (["-m", str(GOLDEN / "window"), "--chat", "x"], "holds no tokenizer"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_what_to_do(
+    argv: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says in failed(["generate", *argv], capsys)
+
+
+def test_an_empty_prompt_and_text_that_is_not_utf8(
+    loaded: mm.LLM, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "prompt is empty" in failed(["generate", "-m", "demo", "--raw", ""], capsys)
+    assert "message is empty" in failed(["generate", "-m", "demo", ""], capsys)
+    (tmp_path / "latin").write_bytes(b"caf\xe9")
+    assert "not text in UTF-8" in failed(["generate", "-m", "demo", "-f", str(tmp_path / "latin")], capsys)
+
+
+def test_a_prompt_longer_than_the_model_allows(loaded: mm.LLM, capsys: pytest.CaptureFixture[str]) -> None:
+    err = failed(["generate", "-m", "demo", "--raw", "a b c d e f g h " * 1100], capsys)
+    assert "this model attends to at most 8192" in err
+
+
+@pytest.mark.parametrize("argv", [[], ["generate"], ["generate", "-m", "demo", "--seed", "x", "p"], ["nonsense"]])
+def test_wrong_usage_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(argv)
+    assert stop.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+# ---- models -----------------------------------------------------------------------------------------------------
+
+
+def test_models_info_describes_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models", "info", "-m", str(GOLDEN / "mix"), "--dtype", "bfloat16"]) == 0
+    out = capsys.readouterr().out
+    assert "window 8, full in 1 of 4 layers" in out
+    assert "as bfloat16" in out
+    assert "8 sharing 2, of dimension 16" in out
+
+
+def test_models_info_as_a_record(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models", "info", "-m", str(GOLDEN / "window"), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["parameters"] == 100_512
+    assert record["stored_bytes"] == 2 * record["parameters"]
+    assert record["config"]["sliding_window"] == 8
+    assert record["fits"] is True
+    assert [row["tokens"] for row in record["cache"]] == [1024, 4096, 8192, 32768, 131072]
+
+
+def test_models_info_of_something_that_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "config.json is missing" in failed(["models", "info", "-m", str(tmp_path)], capsys)

@@ -1,0 +1,325 @@
+"""What a script holds: load, generate, stream, chat; on tiny models, and on the demo."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+
+import mistral_common
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mlx.utils import tree_flatten
+
+import mistral_mlx as mm
+from mistral_mlx.models import resolve
+from mistral_mlx.text.tokenizer import decode
+from tests.conftest import GOLDEN, TINY, make_model
+
+PROMPT = [5, 6, 7, 8]
+SPM = {"v1": "tokenizer.model.v1", "v3": "mistral_instruct_tokenizer_240323.model.v3"}
+
+
+@pytest.fixture(scope="module")
+def golden() -> mm.LLM:
+    return mm.load(GOLDEN / "window", dtype="float32")
+
+
+@pytest.fixture(scope="module", params=list(SPM))
+def talker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> mm.LLM:
+    """A tiny windowed model with a real Mistral tokenizer, loaded from a folder. It talks nonsense, exactly."""
+    version: str = request.param
+    folder = tmp_path_factory.mktemp(version)
+    vocab = {"v1": 32000, "v3": 32768}[version]
+    model = make_model(vocab_size=vocab, sliding_window=(8, None))
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    config = {
+        "model_type": "ministral", "hidden_size": TINY.hidden_size, "intermediate_size": TINY.intermediate_size,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": vocab,
+        "rms_norm_eps": 1e-5, "rope_theta": 1e4, "sliding_window": 8, "max_position_embeddings": 4096,
+        "layer_types": ["sliding_attention", "full_attention"], "tie_word_embeddings": False, "eos_token_id": 2,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "chat_template.jinja").write_text("a sign that this model was trained to chat")
+    shutil.copy(Path(mistral_common.__file__).parent / "data" / SPM[version], folder / "tokenizer.model")
+    return mm.load(folder)
+
+
+# ---- generate and stream ----------------------------------------------------------------------------------------
+
+
+def test_a_stream_is_the_completion_in_pieces(talker: mm.LLM) -> None:
+    options = {"max_tokens": 20, "temperature": 1.0, "seed": 3}
+    chunks = list(talker.stream("Hello there", **options))
+    whole = talker.generate("Hello there", **options)
+    assert "".join(c.text for c in chunks) == whole.text
+    assert [i for c in chunks for i in c.tokens] == whole.tokens
+    assert [c.finish_reason for c in chunks[:-1]] == [None] * (len(chunks) - 1)
+    assert chunks[-1].finish_reason == whole.finish_reason
+    assert len(whole.logprobs) == len(whole.tokens)
+
+
+def test_plain_text_begins_with_bos_and_is_carried_on_with_its_space(talker: mm.LLM) -> None:
+    assert talker.encode("Hello")[0] == 1
+    done = talker.generate("Hello", max_tokens=8, temperature=1.0, seed=0)
+    ids = talker.encode("Hello") + done.tokens
+    assert decode(talker.tokenizer, ids) == "Hello" + done.text
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 2**64 - 1))
+def test_the_same_seed_gives_the_same_text(seed: int) -> None:
+    llm = mm.LLM(make_model(), mm.TokenizerError("none"), None, False)
+    options = {"seed": seed, "temperature": 1.0, "max_tokens": 10}
+    assert llm.generate(PROMPT, **options).tokens == llm.generate(PROMPT, **options).tokens
+
+
+def test_stats_tell_what_was_done(golden: mm.LLM) -> None:
+    done = golden.generate(PROMPT, max_tokens=6)
+    assert done.finish_reason in ("length", "stop")
+    assert done.stats.prompt_tokens == 4
+    assert done.stats.reused_tokens == 0
+    assert done.stats.completion_tokens == len(done.tokens)
+    assert 0 < done.stats.ttft_s < 60
+    assert done.stats.cache_bytes > 0
+    assert done.stats.peak_memory_bytes >= done.stats.cache_bytes
+
+
+def test_a_stop_token_ends_the_answer_and_is_not_shown() -> None:
+    model = make_model()
+    free = mm.LLM(model, mm.TokenizerError("none"), None, False).generate(PROMPT, max_tokens=10)
+    model.config = replace(model.config, eos_token_ids=(free.tokens[4],))
+    stopped = mm.LLM(model, mm.TokenizerError("none"), None, False).generate(PROMPT, max_tokens=10)
+    end = free.tokens.index(free.tokens[4])
+    assert stopped.tokens == free.tokens[: end + 1]
+    assert stopped.finish_reason == "stop"
+
+
+def test_cancel_ends_within_a_step_and_keeps_what_came(golden: mm.LLM) -> None:
+    cancel, chunks = Event(), []
+    for chunk in golden.stream(PROMPT, max_tokens=1000, cancel=cancel, temperature=1.0, seed=1):
+        chunks.append(chunk)
+        if len(chunks) == 5:
+            cancel.set()
+    assert len(chunks) == 6
+    assert chunks[-1].finish_reason == "cancelled"
+    assert chunks[-1].stats.completion_tokens == 5
+
+
+def test_cancelled_before_it_began(golden: mm.LLM) -> None:
+    cancel = Event()
+    cancel.set()
+    done = golden.generate(PROMPT, cancel=cancel)
+    assert (done.text, done.tokens, done.finish_reason) == ("", [], "cancelled")
+
+
+def test_a_windowed_model_has_no_longest_prompt(golden: mm.LLM) -> None:
+    ids = [3] * 300  # its config says 256 positions
+    assert golden.config.context_length is None
+    assert golden.generate(ids, max_tokens=3).stats.cache_bytes <= golden.model.make_cache().max_bytes
+
+
+def test_full_attention_ends_at_the_context() -> None:
+    llm = mm.load(GOLDEN / "full", dtype="float32")
+    with pytest.raises(mm.ContextError, match="The prompt has 257 tokens; this model attends to at most 256"):
+        llm.generate([3] * 257)
+    done = llm.generate([3] * 250, max_tokens=100, temperature=1.0, seed=0)
+    assert done.finish_reason == "length"
+    assert len(done.tokens) == 7  # the last needs no room: it is not fed
+    with pytest.raises(mm.ContextError):
+        llm.score([3] * 257)
+    assert llm.score([3] * 256).shape == (255,)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 64])
+def test_scores_are_the_log_probabilities_of_the_logits(golden: mm.LLM, chunk: int) -> None:
+    ids = mx.load(str(GOLDEN / "window" / "logits.safetensors"))["ids"].tolist()
+    logits = golden.logits(ids)
+    expected = mx.take_along_axis(
+        logits - mx.logsumexp(logits, -1, keepdims=True), mx.array([*ids[1:], 0])[:, None], -1
+    )
+    np.testing.assert_allclose(golden.score(ids, chunk), expected[:-1, 0], atol=2e-5)
+
+
+@pytest.mark.parametrize("ids", [[], [96], [-1], [1.5], [True], ["a"], [1, None]])
+def test_ids_outside_the_vocabulary_are_refused(golden: mm.LLM, ids: list[object]) -> None:
+    for use in (golden.generate, golden.logits, golden.score):
+        with pytest.raises(mm.InputError) as error:
+            use(ids)
+        assert error.value.hint
+
+
+def test_an_option_that_does_not_exist_is_refused_at_once(golden: mm.LLM) -> None:
+    with pytest.raises(mm.InputError, match="no option repetition_penalty, top_q"):
+        golden.stream(PROMPT, top_q=0.3, repetition_penalty=1.1)
+    with pytest.raises(mm.InputError, match="temperature"):
+        golden.stream(PROMPT, temperature=-1)  # when called, not when first read
+    with pytest.raises(mm.InputError, match="chunk"):
+        golden.score(PROMPT, chunk=0)
+
+
+def test_without_a_tokenizer_ids_work_and_text_says_what_is_missing(golden: mm.LLM) -> None:
+    assert golden.generate(PROMPT, max_tokens=2).text == ""
+    for use in (lambda: golden.generate("text"), golden.chat, lambda: golden.tokenizer):
+        with pytest.raises(mm.TokenizerError, match="holds no tokenizer"):
+            use()
+
+
+def test_another_models_tokenizer_is_noticed(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(GOLDEN / "window", folder)
+    shutil.copy(Path(mistral_common.__file__).parent / "data" / SPM["v1"], folder / "tokenizer.model")
+    with pytest.raises(mm.TokenizerError, match="The tokenizer has 32000 ids, the model 96"):
+        mm.load(folder).generate("text")
+
+
+def test_an_unknown_model_says_what_there_is() -> None:
+    with pytest.raises(mm.InputError, match="no model 'mistrall'"):
+        mm.load("mistrall")
+
+
+# ---- chat -------------------------------------------------------------------------------------------------------
+
+
+def answer_fresh(llm: mm.LLM, messages: list[mm.Message], **options: object) -> list[int]:
+    """What a chat that has read nothing yet says after these messages."""
+    chat = llm.chat()
+    chat.messages = list(messages[:-1])
+    return chat.send(messages[-1].content, **options).tokens
+
+
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_every_turn_equals_a_fresh_reading_of_the_conversation(talker: mm.LLM, system: str | None) -> None:
+    """Far beyond the window and its slack, with turns taken back and said anew."""
+    chat = talker.chat(system)
+    options = {"max_tokens": 60, "temperature": 1.0}
+    for turn in range(5):
+        before = [*chat.messages, mm.Message("user", f"turn {turn}")]
+        done = chat.send(f"turn {turn}", seed=turn, **options)
+        assert done.tokens == answer_fresh(talker, before, seed=turn, **options)
+        if turn and system is None:
+            assert done.stats.reused_tokens > 0
+    again = chat.regenerate(seed=77, **options)
+    assert again.tokens == answer_fresh(talker, chat.messages[:-1], seed=77, **options)
+    edited = chat.edit(len(chat.messages) - 4, "something else", seed=5, **options)
+    assert edited.tokens == answer_fresh(talker, chat.messages[:-1], seed=5, **options)
+    assert [m.role for m in chat.messages if m.role != "system"] == ["user", "assistant"] * 4
+
+
+def test_history_keeps_the_ids_that_were_sampled(talker: mm.LLM) -> None:
+    chat = talker.chat()
+    done = chat.send("hello", max_tokens=20, temperature=1.5, seed=1)
+    assert chat.messages[-1] == mm.Message("assistant", done.text, tuple(done.tokens))
+    said = done.tokens[:-1] if done.finish_reason == "stop" else done.tokens
+    following = chat._format.encode([*chat.messages, mm.Message("user", "and?")])
+    assert " ".join(map(str, said)) in " ".join(map(str, following))
+
+
+def test_a_cancelled_answer_stays_and_the_chat_goes_on(talker: mm.LLM) -> None:
+    chat, cancel = talker.chat(), Event()
+    text = ""
+    for n, chunk in enumerate(chat.stream("hello", cancel=cancel, max_tokens=50, temperature=1.0, seed=2)):
+        text += chunk.text
+        if n == 4:
+            cancel.set()
+    assert chat.messages[-1].content == text
+    assert len(chat.messages[-1].ids) == 5
+    before = [*chat.messages, mm.Message("user", "more")]
+    done = chat.send("more", max_tokens=10, seed=3)
+    assert done.tokens == answer_fresh(talker, before, max_tokens=10, seed=3)
+
+
+def test_a_reader_that_stops_listening_loses_nothing(talker: mm.LLM) -> None:
+    chat = talker.chat()
+    stream = chat.stream("hello", max_tokens=50, temperature=1.0, seed=2)
+    heard = [next(stream) for _ in range(3)]
+    stream.close()
+    assert chat.messages[-1].ids == tuple(i for c in heard for i in c.tokens)
+
+
+def test_an_interrupt_in_the_middle_of_a_step_leaves_a_chat_that_works(
+    talker: mm.LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = talker.chat()
+    chat.send("hello", max_tokens=5, seed=0)
+    last_layer = talker.model.model.layers[-1]
+    monkeypatch.setattr(type(last_layer), "__call__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        chat.send("broken off", max_tokens=5, seed=0)
+    monkeypatch.undo()
+    assert len(chat.messages) == 2
+    before = [*chat.messages, mm.Message("user", "again")]
+    assert chat.send("again", max_tokens=9, seed=1).tokens == answer_fresh(talker, before, max_tokens=9, seed=1)
+
+
+def test_what_a_chat_cannot_do_is_refused_and_changes_nothing(talker: mm.LLM) -> None:
+    chat = talker.chat()
+    with pytest.raises(mm.InputError, match="no answer to replace"):
+        chat.regenerate()
+    with pytest.raises(mm.InputError, match="message is empty"):
+        chat.send("")
+    chat.send("hello", max_tokens=3, seed=0)
+    before = list(chat.messages)
+    for index in (1, 7, -1):
+        with pytest.raises(mm.InputError, match="not a message of the user"):
+            chat.edit(index, "x")
+    with pytest.raises(mm.InputError, match="top_p"):
+        chat.edit(0, "x", top_p=3)
+    assert chat.messages == before
+
+
+# ---- the demo ---------------------------------------------------------------------------------------------------
+
+
+def test_the_demo_knows_the_capital_of_france(demo: mm.LLM) -> None:
+    chat = demo.chat()
+    assert "Paris" in chat.send("What is the capital of France?").text
+    done = chat.send("And of Italy?")
+    assert "Rome" in done.text
+    assert done.stats.reused_tokens >= 44  # all but the new turn
+
+
+def test_packed_weights_give_the_same_answer(demo: mm.LLM, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "mistral_mlx"):
+        packed = mm.load("demo", dtype="keep")
+    assert not caplog.messages
+    ids = demo.encode("The capital of France is")
+    np.testing.assert_allclose(packed.logits(ids), demo.logits(ids), atol=2e-2)
+    assert packed.generate(ids, max_tokens=3).tokens == demo.generate(ids, max_tokens=3).tokens
+
+
+def test_expanding_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    if mx.default_device().type == mx.DeviceType.gpu:
+        pytest.skip("quantized weights stay packed on a GPU")
+    with caplog.at_level(logging.WARNING, "mistral_mlx"):
+        mm.load("demo")
+    assert "expanded to float32 (538 MB instead of 97 MB)" in caplog.text
+
+
+@pytest.mark.slow
+def test_the_demo_continues_as_transformers_does(demo: mm.LLM) -> None:
+    """Greedy, five prompts, the same file: read and dequantized there by transformers and the gguf package."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("accelerate")  # transformers wants it for GGUF
+    from transformers import AutoModelForCausalLM
+
+    path = resolve("demo")
+    theirs = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+    prompts = [
+        "The capital of France is", "Once upon a time, in a small village,", "def fibonacci(n):\n",
+        "The three states of matter are", "In 1969, the first",
+    ]  # fmt: skip
+    for prompt in prompts:
+        ids = demo.encode(prompt)
+        with torch.no_grad():
+            expected = theirs.generate(torch.tensor([ids]), max_new_tokens=40, do_sample=False)[0, len(ids) :].tolist()
+            logits = theirs(torch.tensor([ids])).logits[0].numpy()
+        np.testing.assert_allclose(demo.logits(ids), logits, atol=2e-3)
+        ours = demo.generate(ids, max_tokens=40).tokens
+        assert ours == expected[: len(ours)]

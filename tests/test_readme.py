@@ -1,0 +1,43 @@
+"""The README tells the truth: its figures come from the program, its files exist."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from mistral_mlx import cli
+from tests.conftest import GOLDEN
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_cache_bytes_is_the_one_that_models_info_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models", "info", "-m", str(GOLDEN / "configs/mistral-7b-v0.1"), "--dtype", "bfloat16"]) == 0
+    printed = re.findall(r"^ +([\d,]+) +([\d.,]+ \wiB) +([\d.,]+ \wiB)$", capsys.readouterr().out, re.MULTILINE)
+    written = re.findall(r"^\| ([\d,]+) \| ([\d.,]+ \wiB) \| ([\d.,]+ \wiB) \|$", README, re.MULTILINE)
+    assert len(written) == 5
+    assert written == printed
+
+
+def test_every_linked_file_is_there() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    assert links
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+def test_the_commands_shown_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in set(re.findall(r"mistral-mlx ((?:models )?[a-z]+) -m", README)):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([*command.split(), "--help"])
+        assert stop.value.code == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell is needed")
+def test_ci_calls_the_test_command_of_the_readme() -> None:
+    assert "uv run pytest\n" in (ROOT / ".ci/run").read_text()
+    assert "pip install uv && uv run pytest\n" in README

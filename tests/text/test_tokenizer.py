@@ -1,0 +1,126 @@
+"""Tokenizers against sentencepiece, mistral-common and transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mistral_common
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+import mistral_mlx as mm
+from mistral_mlx.models import resolve
+from mistral_mlx.text.tokenizer import GgufBpe, SentencePiece, decode, find_tokenizer
+from mistral_mlx.weights.formats.gguf import read_header
+
+DATA = Path(mistral_common.__file__).parent / "data"
+FILES = {
+    "v1": "tokenizer.model.v1",
+    "v2": "mistral_instruct_tokenizer_240216.model.v2",
+    "v3": "mistral_instruct_tokenizer_240323.model.v3",
+    "v7": "mistral_instruct_tokenizer_241114.model.v7",
+}
+SPM = {version: SentencePiece(DATA / name) for version, name in FILES.items()}
+COMMON = {"v1": MistralTokenizer.v1(), "v2": MistralTokenizer.v2(), "v3": MistralTokenizer.v3()}
+TEXTS = [
+    "Hello", " leading", "  two", "a\nb", "\n", "naïve café", "🦙 llama", "日本語", "<s></s>[INST] [/INST]", "", "1234",
+    "def f(x):\n    return x",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bpe() -> GgufBpe:
+    try:
+        return GgufBpe(read_header(resolve("demo")).metadata)
+    except mm.InputError as error:
+        pytest.skip(error.message)
+
+
+@pytest.mark.parametrize("version", FILES)
+def test_the_version_is_told_by_the_file_not_its_name(version: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes((DATA / FILES[version]).read_bytes())
+    tokenizer = find_tokenizer(tmp_path)
+    assert isinstance(tokenizer, SentencePiece)
+    assert tokenizer.version == version
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("version", COMMON)
+def test_ids_equal_mistral_common(version: str, text: str) -> None:
+    common = COMMON[version].instruct_tokenizer.tokenizer
+    assert SPM[version].encode(text) == common.encode(text, bos=False, eos=False)
+    assert SPM[version].bos_id == common.bos_id
+    assert SPM[version].stop_ids == {common.eos_id}
+
+
+@settings(max_examples=200)
+@given(st.sampled_from(list(SPM)), st.text(max_size=40).filter(lambda t: "\0" not in t))
+def test_decoding_gives_the_text_back(version: str, text: str) -> None:
+    ids = SPM[version].encode(text)
+    whole = SPM[version]._model.decode(ids)
+    assert decode(SPM[version], ids) == whole
+
+
+# The demo's vocabulary has no token for the bytes of these.
+_UNKNOWN = "\x04\x06\x13\x14\x16\x1d"
+
+
+@settings(max_examples=200)
+@given(st.text(st.characters(exclude_characters=_UNKNOWN, max_codepoint=0x3FFFF, exclude_categories=["Cs"])))
+def test_the_demo_tokenizer_gives_the_text_back(bpe: GgufBpe, text: str) -> None:
+    assert decode(bpe, bpe.encode(text)) == text
+
+
+def test_names_of_control_tokens_in_text_are_text(bpe: GgufBpe) -> None:
+    for name in bpe.control:
+        assert not set(bpe.encode(f"a{name}b")) & set(bpe.control.values())
+    for version in ("v2", "v3", "v7"):
+        assert not {3, 4} & set(SPM[version].encode("[INST] hi [/INST]</s>"))
+
+
+def test_control_tokens_are_not_shown(bpe: GgufBpe) -> None:
+    assert decode(bpe, [1, *bpe.encode("hi"), 2]) == "hi"
+    assert decode(SPM["v3"], [1, 3, *SPM["v3"].encode("hi"), 4, 2]) == "hi"
+
+
+@pytest.mark.slow
+def test_the_demo_ids_equal_those_of_transformers(bpe: GgufBpe) -> None:
+    from transformers import AutoTokenizer
+
+    path = resolve("demo")
+    theirs = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    for text in TEXTS[:8] + TEXTS[9:]:
+        assert bpe.encode(text) == theirs.encode(text, add_special_tokens=False)
+
+
+def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
+    with pytest.raises(mm.TokenizerError, match="holds no tokenizer"):
+        find_tokenizer(tmp_path)
+
+
+def test_a_damaged_tokenizer_says_so(tmp_path: Path) -> None:
+    for content in (b"", b"not a model", (DATA / FILES["v1"]).read_bytes()[:1000]):
+        (tmp_path / "tokenizer.model").write_bytes(content)
+        with pytest.raises(mm.TokenizerError, match="is not a SentencePiece model"):
+            find_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({}, "holds no tokenizer"),
+        ({"tokenizer.ggml.model": "llama"}, "not read here"),
+        ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "unheard-of"}, "unheard-of"),
+        ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm"}, "damaged"),
+        (
+            {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm", "tokenizer.ggml.tokens": ["a"],
+             "tokenizer.ggml.token_type": [1], "tokenizer.ggml.merges": ["x y"], "tokenizer.ggml.eos_token_id": 0},
+            "damaged",
+        ),
+    ],
+)  # fmt: skip
+def test_a_gguf_tokenizer_that_cannot_be_used_says_why(metadata: dict[str, object], message: str) -> None:
+    with pytest.raises(mm.TokenizerError, match=message):
+        GgufBpe(metadata)
