@@ -198,9 +198,8 @@ def _stop_on_interrupt() -> Iterator[Event]:
 
 def _figures(stats: Stats, finish_reason: str) -> str:
     return (
-        f"prompt {stats.prompt_tokens} tokens, {stats.prompt_tps:.1f}/s · first token {stats.ttft_s:.2f} s · "
-        f"answer {stats.completion_tokens} tokens, {stats.decode_tps:.1f}/s, ended by {finish_reason} · "
-        f"cache {_size(stats.cache_bytes)} · peak {_size(stats.peak_memory_bytes)}"
+        f"{stats.prompt_tokens:,} tokens read at {stats.prompt_tps:.1f}/s, {stats.completion_tokens:,} written at "
+        f"{stats.decode_tps:.1f}/s ({finish_reason}), first after {stats.ttft_s:.2f} s, cache {_size(stats.cache_bytes)}"
     )
 
 
