@@ -199,7 +199,8 @@ def _stop_on_interrupt() -> Iterator[Event]:
 def _figures(stats: Stats, finish_reason: str) -> str:
     return (
         f"{stats.prompt_tokens:,} tokens read at {stats.prompt_tps:.1f}/s, {stats.completion_tokens:,} written at "
-        f"{stats.decode_tps:.1f}/s ({finish_reason}), first after {stats.ttft_s:.2f} s, cache {_size(stats.cache_bytes)}"
+        f"{stats.decode_tps:.1f}/s ({finish_reason}), first after {stats.ttft_s:.2f} s, "
+        f"cache {_size(stats.cache_bytes)}"
     )
 
 

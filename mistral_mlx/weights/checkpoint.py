@@ -14,7 +14,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mistral_mlx.backend import compute_dtype, on_gpu, total_memory
-from mistral_mlx.config import ModelConfig, token_ids
+from mistral_mlx.config import ModelConfig
+from mistral_mlx.config_keys import token_ids
 from mistral_mlx.errors import ConfigError, InputError, OutOfMemoryError, WeightsError
 from mistral_mlx.model.transformer import Transformer
 from mistral_mlx.weights.formats import gguf, safetensors
