@@ -53,9 +53,16 @@ class Yarn:
 
     def __post_init__(self) -> None:
         positive("original_max_position_embeddings", self.original_context)
-        for name in ("factor", "beta_fast", "beta_slow", "attention_factor"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"YaRN's {name} must be positive, not {getattr(self, name)!r}.", CHECK_FILE)
+        # Far wider than any model's, and narrow enough that the arithmetic stays finite.
+        bounds = {
+            "factor": (1, 1e6),
+            "beta_fast": (1e-3, 1e4),
+            "beta_slow": (1e-3, 1e4),
+            "attention_factor": (1e-3, 1e3),
+        }
+        for name, (low, high) in bounds.items():
+            if not low <= getattr(self, name) <= high:
+                raise ConfigError(f"YaRN's {name} is {getattr(self, name)!r}.", f"It must be from {low} to {high:g}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +150,7 @@ class ModelConfig:
         layers = _layer_count(keys, "num_hidden_layers")
         max_positions = integer(keys, "max_position_embeddings")
         theta, yarn = _hf_rope(keys, max_positions)
-        eos = keys.get("eos_token_id", ())
+        eos = keys["eos_token_id"]
         return cls(
             hidden_size=hidden,
             intermediate_size=integer(keys, "intermediate_size"),
@@ -158,7 +165,7 @@ class ModelConfig:
             sliding_window=_hf_windows(keys, layers),
             max_position_embeddings=max_positions,
             tie_word_embeddings=boolean(keys, "tie_word_embeddings"),
-            eos_token_ids=token_ids(eos, "eos_token_id"),
+            eos_token_ids=() if eos is None else token_ids(eos, "eos_token_id"),
         )
 
     @classmethod
@@ -245,9 +252,10 @@ _MOST_LAYERS = 10_000
 
 _HF_LLAMA: dict[str, Any] = {
     "rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "sliding_window": None, "max_position_embeddings": 2048,
+    "eos_token_id": 2,
 }  # fmt: skip
-# Null in these is not the same as leaving them out: no window, and as many key/value heads as query heads.
-_NULL_SPEAKS = ("sliding_window", "num_key_value_heads")
+# Null in these is not the same as leaving them out: no window, as many key/value heads as query heads, no stop token.
+_NULL_SPEAKS = ("sliding_window", "num_key_value_heads", "eos_token_id")
 _HF_MISTRAL = _HF_LLAMA | {"sliding_window": 4096, "max_position_embeddings": 131_072, "num_key_value_heads": 8}
 _HF_DEFAULTS = {"llama": _HF_LLAMA, "mistral": _HF_MISTRAL, "ministral": _HF_MISTRAL}
 
@@ -315,7 +323,7 @@ def _uniform(windows: list[int | None]) -> int | tuple[int | None, ...] | None:
 
 def _hf_rope(keys: Mapping[str, Any], max_positions: int) -> tuple[float, Yarn | None]:
     """Base and stretching: `rope_theta` and `rope_scaling`, or both in `rope_parameters` since transformers 5."""
-    tables = [keys[name] for name in ("rope_parameters", "rope_scaling") if keys.get(name) is not None]
+    tables = [keys[name] for name in ("rope_parameters", "rope_scaling") if keys.get(name) not in (None, {})]
     if len(tables) == 2 and tables[0] != tables[1]:
         raise ConfigError("config.json has rope_parameters and another rope_scaling.", "Remove the one that is wrong.")
     rope = tables[0] if tables else {}
@@ -368,12 +376,10 @@ def _params_yarn(yarn: Any) -> Yarn | None:
 
 def _gguf_yarn(keys: Mapping[str, Any]) -> Yarn | None:
     """llama.cpp's keys (ggml, `rope_yarn`): the magnitude is the attention factor times YaRN's own."""
-    kind = keys.get("rope.scaling.type", "none")
+    # A factor without a type means linear there.
+    unstretched = number(keys, "rope.scaling.factor", 1.0) in (0.0, 1.0)
+    kind = keys.get("rope.scaling.type", "none" if unstretched else "linear")
     if kind == "none":
-        if number(keys, "rope.scaling.factor", 1.0) not in (0.0, 1.0):
-            raise ConfigError(
-                "rope.scaling.factor is set and rope.scaling.type is not.", "Supported types: none, yarn."
-            )
         return None
     if kind != "yarn":
         raise ConfigError(f"rope.scaling.type {kind!r} is not computed here.", "Supported: none, yarn.")

@@ -56,7 +56,8 @@ HF_KEYS = Keys(
         "eos_token_id",
     }),
     inert={
-        "hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,), "partial_rotary_factor": (1,),
+        "hidden_act": ("silu",), "is_causal": (True,),
+        "attention_bias": (False,), "mlp_bias": (False,), "partial_rotary_factor": (1,),
     },
     harmless=frozenset({
         "architectures", "transformers_version", "torch_dtype", "dtype", "bos_token_id", "pad_token_id",

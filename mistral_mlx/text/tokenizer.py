@@ -102,7 +102,7 @@ class GgufBpe:
         kind, cut = keys.get("model"), keys.get("pre")
         if kind is None:
             raise TokenizerError("This GGUF file holds no tokenizer.", "Give token ids instead of text.")
-        if kind != "gpt2" or cut not in _PRE_TOKENIZERS:
+        if kind != "gpt2" or not isinstance(cut, str) or cut not in _PRE_TOKENIZERS:
             raise TokenizerError(
                 f"This GGUF file's tokenizer ({kind!r}, cut by {cut!r}) is not read here.",
                 f"Read: 'gpt2', cut by {', '.join(map(repr, _PRE_TOKENIZERS))}. Token ids work with any file.",

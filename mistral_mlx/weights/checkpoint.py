@@ -19,8 +19,8 @@ from mistral_mlx.config_keys import token_ids
 from mistral_mlx.errors import ConfigError, InputError, OutOfMemoryError, WeightsError
 from mistral_mlx.model.transformer import Transformer
 from mistral_mlx.weights.formats import gguf, safetensors
-from mistral_mlx.weights.names import expected_shapes, half_split_rows, to_gguf
-from mistral_mlx.weights.tensor import Tensor
+from mistral_mlx.weights.names import expected_shapes, rotated_heads, to_gguf
+from mistral_mlx.weights.tensor import Quantized, Tensor
 
 log = logging.getLogger("mistral_mlx")
 
@@ -94,8 +94,8 @@ def _open_gguf(path: Path) -> Checkpoint:
     ours = {to_gguf(name): name for name in expected_shapes(replace(config, tie_word_embeddings=False))}
     tensors: dict[str, Tensor] = {}
     for entry in header.entries:
-        name = ours.get(entry, entry)  # what we do not know keeps its name and is reported
-        tensors[name] = header.tensor(entry, name, half_split_rows(name, config))
+        name = ours.get(entry, f"GGUF's {entry}")  # what we do not know is reported under its own name
+        tensors[name] = header.tensor(entry, name, rotated_heads(name, config))
     return Checkpoint(path, *_fit(config, tensors, path), header.metadata)
 
 
@@ -106,7 +106,7 @@ def read_config(folder: Path) -> ModelConfig:
         ConfigError: it is missing, is not JSON, or is not supported.
     """
     keys = _read_json(folder / "config.json")
-    if "quantization" in keys or "quantization_config" in keys:
+    if keys.get("quantization") or keys.get("quantization_config"):
         raise ConfigError(
             f"{folder} holds quantized safetensors, which are not read here.",
             "Use the model's float weights, or a GGUF file of it in Q8_0 or Q4_0.",
@@ -197,26 +197,22 @@ def load_model(checkpoint: Checkpoint, dtype: str | None = None) -> Transformer:
     weights: dict[str, mx.array] = {}
     layouts: dict[str, dict[str, int]] = {}
     for name, tensor in checkpoint.tensors.items():
-        value = tensor.read()
-        prefix = name.removesuffix(".weight")
-        if isinstance(value, mx.array):
-            weights[name] = value.astype(plan.dtype)
-        elif plan.expand:
-            scales, biases = value.scales.astype(mx.float32), value.biases.astype(mx.float32)
-            full = mx.dequantize(value.weight, scales, biases, group_size=value.group_size, bits=value.bits)
-            weights[name] = full.astype(plan.dtype)
-        else:
-            weights |= {
-                name: value.weight,
-                f"{prefix}.scales": value.scales.astype(plan.dtype),
-                f"{prefix}.biases": value.biases.astype(plan.dtype),
-            }
-            layouts[prefix] = {"group_size": value.group_size, "bits": value.bits}
-        del value
         try:
-            mx.eval(weights[name])  # one by one, so that only one stored form lies beside the model
-        except RuntimeError as error:
+            value = tensor.read()
+            if isinstance(value, Quantized) and plan.expand:
+                value = value.expand()
+            mx.eval(value)  # one by one, so that only one stored form lies beside the model
+        except (RuntimeError, ValueError, OSError) as error:
             raise WeightsError(f"{name} in {checkpoint.path} cannot be read: {error}.", "Fetch it again.") from error
+        if isinstance(value, Quantized):
+            module = name.removesuffix(".weight")
+            weights[name] = value.weight
+            weights[f"{module}.scales"] = value.scales.astype(plan.dtype)
+            weights[f"{module}.biases"] = value.biases.astype(plan.dtype)
+            layouts[module] = {"group_size": value.group_size, "bits": value.bits}
+        else:
+            weights[name] = value.astype(plan.dtype)
+            mx.eval(weights[name])
     if layouts:
         nn.quantize(model, class_predicate=lambda path, _: layouts.get(path, False))
     model.load_weights(list(weights.items()))

@@ -6,8 +6,6 @@ pairs side by side, so the rows of its query and key matrices are put in order w
 
 from __future__ import annotations
 
-import numpy as np
-
 from mistral_mlx.config import ModelConfig
 
 _GGUF_LAYER = {
@@ -60,13 +58,10 @@ def to_gguf(name: str) -> str:
     return f"blk.{layer}.{_GGUF_LAYER[rest.removesuffix('.weight')]}.weight"
 
 
-def half_split_rows(name: str, config: ModelConfig) -> np.ndarray | None:
-    """The order in which interleaved rows are read to come out half-split; None for all but queries and keys."""
+def rotated_heads(name: str, config: ModelConfig) -> int | None:
+    """How many heads the rows of a parameter are cut into and rotated by; None for all but queries and keys."""
     if name.endswith("q_proj.weight"):
-        heads = config.num_attention_heads
-    elif name.endswith("k_proj.weight"):
-        heads = config.num_key_value_heads
-    else:
-        return None
-    rows = np.arange(heads * config.head_dim)
-    return rows.reshape(heads, config.head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
+        return config.num_attention_heads
+    if name.endswith("k_proj.weight"):
+        return config.num_key_value_heads
+    return None

@@ -13,7 +13,7 @@ import mlx.core as mx
 class Quantized(NamedTuple):
     """A matrix in MLX's affine layout: each group of `group_size` in a row is `scale * q + bias`, q in `bits` bits.
 
-    weight is (rows, columns * bits / 32) uint32; scales and biases are (rows, columns / group_size).
+    weight is (rows, columns * bits / 32) uint32; scales and biases are (rows, columns / group_size) float32.
     """
 
     weight: mx.array
@@ -21,6 +21,10 @@ class Quantized(NamedTuple):
     biases: mx.array
     group_size: int
     bits: int
+
+    def expand(self) -> mx.array:
+        """The matrix itself, (rows, columns) float32."""
+        return mx.dequantize(self.weight, self.scales, self.biases, group_size=self.group_size, bits=self.bits)
 
 
 @dataclass(frozen=True)

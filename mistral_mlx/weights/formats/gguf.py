@@ -1,7 +1,7 @@
 """GGUF, version 2 and 3: a bounded walk of the header, and tensors in MLX's own layouts.
 
-Every count in the header is held against the bytes that are left before anything of that size is made, so a damaged
-or hostile file costs no more memory than its own length.
+Every count in the header is held against the bytes that are left before anything of that size is made, so what a
+damaged or hostile file can cost is bounded by its own length.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TYPE_NAMES = dict(enumerate((
     "F32", "F16", "Q4_0", "Q4_1", "Q4_2", "Q4_3", "Q5_0", "Q5_1", "Q8_0", "Q8_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K",
     "Q6_K", "Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "I8", "I16", "I32",
     "I64", "F64", "IQ1_M", "BF16", "Q4_0_4_4", "Q4_0_4_8", "Q4_0_8_8", "TQ1_0", "TQ2_0", "IQ4_NL_4_4", "IQ4_NL_4_8",
-    "IQ4_NL_8_8", "MXFP4", "NVFP4",
+    "IQ4_NL_8_8", "MXFP4", "NVFP4", "Q1_0",
 )))  # fmt: skip
 _BLOCK = {  # elements and bytes of a block
     "F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "Q4_0": (32, 18), "Q4_1": (32, 20), "Q8_0": (32, 34),
@@ -53,8 +53,13 @@ class Gguf:
     metadata: dict[str, Any]
     entries: dict[str, Entry]
 
-    def tensor(self, gguf_name: str, name: str, rows: np.ndarray | None = None) -> Tensor:
-        """Describe a tensor under the name `name`; `rows`, if given, is the order in which its rows are read."""
+    def tensor(self, gguf_name: str, name: str, heads: int | None = None) -> Tensor:
+        """Describe a tensor under the name `name`.
+
+        Args:
+            heads: its rows belong to that many heads, in each of which rotated pairs lie side by side; they are read
+                half-split, the first of every pair before the second.
+        """
         entry = self.entries[gguf_name]
         return Tensor(
             name=name,
@@ -62,14 +67,15 @@ class Gguf:
             stored=entry.kind,
             nbytes=entry.nbytes,
             quantized=entry.kind in _PACK,
-            read=lambda: self._read(entry, rows),
+            read=lambda: self._read(entry, heads),
         )
 
-    def _read(self, entry: Entry, rows: np.ndarray | None) -> mx.array | Quantized:
+    def _read(self, entry: Entry, heads: int | None) -> mx.array | Quantized:
         raw = np.memmap(self.path, np.uint8, "r", entry.offset, (entry.nbytes,))
         data = raw.reshape(entry.shape[0], -1)
-        if rows is not None:
-            data = data[rows]
+        if heads:
+            rows, columns = data.shape
+            data = data.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
         if entry.kind in _PACK:
             return _PACK[entry.kind](data.reshape(*entry.shape[:-1], -1, _BLOCK[entry.kind][1]))
         if entry.kind == "BF16":
@@ -136,7 +142,7 @@ class _Walk:
                 f"Types read from GGUF: {', '.join(_BLOCK)}. Many models are also published as Q8_0 or F16.",
             )
         elements, size = _BLOCK[kind]
-        if 0 in shape or shape[-1] % elements:
+        if 0 in shape or shape[-1] % elements or (elements > 1 and len(shape) < 2):
             raise self.damage(f"tensor {name} of type {kind} has shape {shape}")
         return Entry(name, shape, kind, offset, math.prod(shape) // elements * size)
 
@@ -198,7 +204,7 @@ class _Walk:
         return WeightsError(f"{self.path} is damaged: {what}.", _DAMAGED)
 
 
-# ---- GGUF's blocks in MLX's layout; both store `scale * q + bias` over groups of 32, so nothing is rounded ---------
+# ---- GGUF's blocks in MLX's layout; both mean `scale * q + bias` over groups of 32, so nothing is rounded ----------
 # Each takes (rows, blocks, bytes of a block) uint8.
 
 
@@ -210,9 +216,9 @@ def _pack(bits: int, quants: np.ndarray, scales: np.ndarray, biases: np.ndarray)
 
 
 def _half(data: np.ndarray) -> np.ndarray:
-    """The float16 in the two bytes of each block, (rows, blocks)."""
+    """The float16 in the two bytes of each block, (rows, blocks) float32."""
     halves: np.ndarray = np.ascontiguousarray(data).view(np.float16)[..., 0]
-    return halves
+    return halves.astype(np.float32)
 
 
 def _nibbles(data: np.ndarray) -> np.ndarray:
@@ -224,12 +230,12 @@ def _nibbles(data: np.ndarray) -> np.ndarray:
 
 def _pack_q8_0(data: np.ndarray) -> Quantized:
     scales = _half(data[..., :2])
-    return _pack(8, data[..., 2:] ^ 0x80, scales, scales * np.float16(-128))  # signed to offset binary
+    return _pack(8, data[..., 2:] ^ 0x80, scales, -128 * scales)  # signed to offset binary
 
 
 def _pack_q4_0(data: np.ndarray) -> Quantized:
     scales = _half(data[..., :2])
-    return _pack(4, _nibbles(data[..., 2:]), scales, scales * np.float16(-8))
+    return _pack(4, _nibbles(data[..., 2:]), scales, -8 * scales)
 
 
 def _pack_q4_1(data: np.ndarray) -> Quantized:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from mistral_mlx.errors import WeightsError
 from mistral_mlx.weights.tensor import Tensor
 
-_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+_TYPES = ("F32", "F16", "BF16")
 _INDEX = "model.safetensors.index.json"
 
 
@@ -27,10 +27,11 @@ def find_files(folder: Path) -> list[Path]:
         return sorted(folder.glob("model*.safetensors"))
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{index} is not a valid index: {error}.", "Fetch it again.") from error
-    # Only plain names: an index must not reach outside its folder.
-    missing = [n for n in names if not isinstance(n, str) or Path(n).name != n or not (folder / n).is_file()]
+    # Names of this folder's own files only: an index must not reach outside it.
+    there = {path.name for path in folder.iterdir()}
+    missing = [name for name in names if name not in there]
     if missing:
         raise WeightsError(
             f"{len(missing)} of {len(names)} shards are missing in {folder}: {', '.join(map(str, missing[:3]))}"
@@ -55,14 +56,16 @@ def read_tensors(files: list[Path]) -> dict[str, Tensor]:
                 described = {name: (e.get_dtype(), tuple(e.get_shape())) for name, e in entries.items()}
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"{file} cannot be read: {error}.", "The file is damaged; fetch it again.") from error
-        lazy = mx.load(str(file))
+        unread = {name: kind for name, (kind, _) in described.items() if kind not in _TYPES}
+        if unread:
+            name, kind = next(iter(unread.items()))
+            raise WeightsError(
+                f"{name} in {file.name} is of type {kind}, which is not read here.",
+                f"Types read from safetensors: {', '.join(_TYPES)}.",
+            )
+        lazy = mx.load(str(file), format="safetensors")
         assert isinstance(lazy, dict)
         for name, (kind, shape) in described.items():
-            if kind not in _BYTES:
-                raise WeightsError(
-                    f"{name} in {file.name} is of type {kind}, which is not read here.",
-                    f"Types read from safetensors: {', '.join(_BYTES)}.",
-                )
             if name in tensors:
                 raise WeightsError(f"{name} is stored twice in {file.parent}.", "Remove the file that is left over.")
             # Popped, so that the stored form is freed as soon as it has been converted.
