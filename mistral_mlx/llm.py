@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -105,6 +106,7 @@ class LLM:
     Attributes:
         config: the architecture.
         model: the transformer, for whoever wants arrays.
+        instruct: whether it says that it was trained to chat: it brings a chat template.
     """
 
     def __init__(
@@ -146,8 +148,7 @@ class LLM:
         Raises:
             InputError: no ids, or one outside the vocabulary.
         """
-        self._check_ids(ids)
-        return whole_logits(self.model, ids)
+        return whole_logits(self.model, self._checked(ids))
 
     def score(self, ids: Sequence[int], chunk: int | None = None) -> mx.array:
         """How likely the model finds a text, read through the cache as a prompt is.
@@ -162,7 +163,7 @@ class LLM:
             InputError: fewer than two ids, or one outside the vocabulary.
             ContextError: more than the model can attend to.
         """
-        self._check_ids(ids)
+        ids = self._checked(ids)
         if len(ids) < 2:
             raise InputError("A score needs at least two tokens.", "Give a longer text.")
         if chunk is not None and chunk < 1:
@@ -203,8 +204,7 @@ class LLM:
             TokenizerError: text, and the model came without a tokenizer.
         """
         params = _params(sampling)
-        ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        self._check_ids(ids)
+        ids = self._checked(self.encode(prompt) if isinstance(prompt, str) else prompt)
         cache = self._make_cache(len(ids), params.max_tokens)
         return self._run(ids, cache, 0, params, continues=True, cancel=cancel, progress=progress)
 
@@ -216,15 +216,17 @@ class LLM:
         """
         return Chat(self, system)
 
-    def _check_ids(self, ids: Sequence[int]) -> None:
-        if not ids:
+    def _checked(self, ids: Iterable[int]) -> list[int]:
+        """The ids as Python's own integers, each of them in the vocabulary."""
+        checked, size = list(ids), self.config.vocab_size
+        if not checked:
             raise InputError("The prompt is empty.", "Give at least one token.")
-        size = self.config.vocab_size
-        for i in ids:
-            if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < size:
+        for i in checked:
+            if isinstance(i, bool) or not isinstance(i, Integral) or not 0 <= i < size:
                 raise InputError(
                     f"{i!r} is not a token id of this model.", f"Ids are whole numbers from 0 to {size - 1}."
                 )
+        return [int(i) for i in checked]
 
     def _make_cache(self, prompt: int, max_tokens: int) -> Cache:
         """A cache for a prompt and what may follow."""
@@ -351,7 +353,6 @@ class Chat:
             raise InputError("The message is empty.", "Say something.")
         messages = [*before, Message("user", text)]
         ids = self._format.encode(messages)
-        self._llm._check_ids(ids)
         self._llm._check_length(len(ids))
         return self._answer(messages, ids, params, cancel, progress)
 

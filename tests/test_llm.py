@@ -155,6 +155,10 @@ def test_ids_outside_the_vocabulary_are_refused(golden: mm.LLM, ids: list[object
         assert error.value.hint
 
 
+def test_ids_may_come_from_numpy(golden: mm.LLM) -> None:
+    assert golden.generate(np.array(PROMPT), max_tokens=5).tokens == golden.generate(PROMPT, max_tokens=5).tokens
+
+
 def test_an_option_that_does_not_exist_is_refused_at_once(golden: mm.LLM) -> None:
     with pytest.raises(mm.InputError, match="no option repetition_penalty, top_q"):
         golden.stream(PROMPT, top_q=0.3, repetition_penalty=1.1)

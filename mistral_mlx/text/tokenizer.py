@@ -34,7 +34,10 @@ class Tokenizer(Protocol):
         ...
 
     def token_bytes(self, token: int) -> bytes:
-        """What an id stands for, in UTF-8, possibly a part of a character; nothing for a control token."""
+        """What an id stands for, in UTF-8, possibly a part of a character.
+
+        Nothing for a control token, nor for an id past the vocabulary: models pad theirs to round sizes.
+        """
         ...
 
 
@@ -67,7 +70,7 @@ class SentencePiece:
         return list(self._model.encode(text))
 
     def token_bytes(self, token: int) -> bytes:
-        if self._model.is_control(token):
+        if token >= self.vocab_size or self._model.is_control(token):
             return b""
         if self._model.is_unknown(token):
             return " \N{DOUBLE QUESTION MARK} ".encode()
@@ -130,7 +133,7 @@ class GgufBpe:
         return list(self._bpe.encode(text, add_special_tokens=False).ids)
 
     def token_bytes(self, token: int) -> bytes:
-        piece = self._tokens[token]
+        piece = self._tokens[token] if token < self.vocab_size else ""
         if piece in self.control:
             return b""
         if piece in self._literal:

@@ -95,6 +95,10 @@ def test_the_demo_ids_equal_those_of_transformers(bpe: GgufBpe) -> None:
         assert bpe.encode(text) == theirs.encode(text, add_special_tokens=False)
 
 
+def test_ids_past_the_vocabulary_stand_for_nothing(bpe: GgufBpe) -> None:
+    assert all(t.token_bytes(t.vocab_size + 5) == b"" for t in (bpe, *SPM.values()))
+
+
 def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
     with pytest.raises(mm.TokenizerError, match="holds no tokenizer"):
         find_tokenizer(tmp_path)

@@ -77,7 +77,8 @@ class Gguf:
             rows, columns = data.shape
             data = data.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
         if entry.kind in _PACK:
-            return _PACK[entry.kind](data.reshape(*entry.shape[:-1], -1, _BLOCK[entry.kind][1]))
+            with np.errstate(invalid="ignore"):  # a scale that is not a number stays one
+                return _PACK[entry.kind](data.reshape(*entry.shape[:-1], -1, _BLOCK[entry.kind][1]))
         if entry.kind == "BF16":
             return mx.array(data.view(np.uint16).reshape(entry.shape)).view(mx.bfloat16)
         return mx.array(data.view(np.float32 if entry.kind == "F32" else np.float16).reshape(entry.shape))
