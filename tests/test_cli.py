@@ -138,6 +138,21 @@ def test_ctrl_c_stops_cleanly_with_what_was_written(when: str) -> None:
         assert b"stopped" in err
 
 
+def test_a_full_disk_and_a_terminal_that_is_not_utf8() -> None:
+    argv = [*COMMAND, "models", "info", "-m", str(GOLDEN / "window")]
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert "No space left" in done.stderr
+    assert "Traceback" not in done.stderr
+    code = "import sys; from mistral_mlx import cli; cli.main(['models', 'info', '-m', sys.argv[1]]); print('\u2603')"
+    argv = [sys.executable, "-c", code, str(GOLDEN / "window")]
+    done = subprocess.run(
+        argv, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}
+    )
+    assert done.stdout.endswith("?\n")
+
+
 def test_a_reader_that_goes_away_is_no_error() -> None:
     line = (
         f'"{sys.executable}" -m mistral_mlx models info -m "{GOLDEN / "window"}" | head -1; echo "${{PIPESTATUS[0]}}"'
@@ -155,6 +170,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     ("argv", "says"),
     [
         (["-m", "nowhere", "x"], "There is no model 'nowhere'"),
+        (["-m", "What is the capital of France? " * 20, "x"], "There is no model"),
         (["-m", "demo", "-t", "nan", "x"], "temperature is nan"),
         (["-m", "demo", "-t", "-1", "x"], "temperature is -1"),
         (["-m", "demo", "--top-p", "0", "x"], "top_p is 0"),
@@ -181,6 +197,8 @@ def test_an_empty_prompt_and_text_that_is_not_utf8(
 ) -> None:
     assert "prompt is empty" in failed(["generate", "-m", "demo", "--raw", ""], capsys)
     assert "message is empty" in failed(["generate", "-m", "demo", ""], capsys)
+    for form in ("--raw", "--chat"):
+        assert "not valid Unicode" in failed(["generate", "-m", "demo", form, "caf\udce9"], capsys)
     (tmp_path / "latin").write_bytes(b"caf\xe9")
     assert "not text in UTF-8" in failed(["generate", "-m", "demo", "-f", str(tmp_path / "latin")], capsys)
 

@@ -18,12 +18,18 @@ from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 
 import mistral_mlx as mm
+from mistral_mlx.model.transformer import Transformer
 from mistral_mlx.models import resolve
-from mistral_mlx.text.tokenizer import decode
+from mistral_mlx.text.tokenizer import decode_whole
 from tests.conftest import GOLDEN, TINY, make_model
 
 PROMPT = [5, 6, 7, 8]
 SPM = {"v1": "tokenizer.model.v1", "v3": "mistral_instruct_tokenizer_240323.model.v3"}
+
+
+def bare(model: Transformer) -> mm.LLM:
+    """A model that came without a tokenizer."""
+    return mm.LLM(model, mm.TokenizerError("none"), mm.TokenizerError("none"), False)
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +75,13 @@ def test_plain_text_begins_with_bos_and_is_carried_on_with_its_space(talker: mm.
     assert talker.encode("Hello")[0] == 1
     done = talker.generate("Hello", max_tokens=8, temperature=1.0, seed=0)
     ids = talker.encode("Hello") + done.tokens
-    assert decode(talker.tokenizer, ids) == "Hello" + done.text
+    assert decode_whole(talker.tokenizer, ids) == "Hello" + done.text
 
 
 @settings(max_examples=20)
 @given(st.integers(0, 2**64 - 1))
 def test_the_same_seed_gives_the_same_text(seed: int) -> None:
-    llm = mm.LLM(make_model(), mm.TokenizerError("none"), None, False)
+    llm = bare(make_model())
     options = {"seed": seed, "temperature": 1.0, "max_tokens": 10}
     assert llm.generate(PROMPT, **options).tokens == llm.generate(PROMPT, **options).tokens
 
@@ -93,9 +99,9 @@ def test_stats_tell_what_was_done(golden: mm.LLM) -> None:
 
 def test_a_stop_token_ends_the_answer_and_is_not_shown() -> None:
     model = make_model()
-    free = mm.LLM(model, mm.TokenizerError("none"), None, False).generate(PROMPT, max_tokens=10)
+    free = bare(model).generate(PROMPT, max_tokens=10)
     model.config = replace(model.config, eos_token_ids=(free.tokens[4],))
-    stopped = mm.LLM(model, mm.TokenizerError("none"), None, False).generate(PROMPT, max_tokens=10)
+    stopped = bare(model).generate(PROMPT, max_tokens=10)
     end = free.tokens.index(free.tokens[4])
     assert stopped.tokens == free.tokens[: end + 1]
     assert stopped.finish_reason == "stop"
@@ -155,8 +161,10 @@ def test_ids_outside_the_vocabulary_are_refused(golden: mm.LLM, ids: list[object
         assert error.value.hint
 
 
-def test_ids_may_come_from_numpy(golden: mm.LLM) -> None:
-    assert golden.generate(np.array(PROMPT), max_tokens=5).tokens == golden.generate(PROMPT, max_tokens=5).tokens
+def test_ids_may_come_as_arrays(golden: mm.LLM) -> None:
+    expected = golden.generate(PROMPT, max_tokens=5).tokens
+    assert golden.generate(np.array(PROMPT), max_tokens=5).tokens == expected
+    assert golden.generate(mx.array(PROMPT), max_tokens=5).tokens == expected
 
 
 def test_an_option_that_does_not_exist_is_refused_at_once(golden: mm.LLM) -> None:
@@ -164,8 +172,11 @@ def test_an_option_that_does_not_exist_is_refused_at_once(golden: mm.LLM) -> Non
         golden.stream(PROMPT, top_q=0.3, repetition_penalty=1.1)
     with pytest.raises(mm.InputError, match="temperature"):
         golden.stream(PROMPT, temperature=-1)  # when called, not when first read
-    with pytest.raises(mm.InputError, match="chunk"):
-        golden.score(PROMPT, chunk=0)
+    for chunk in (0, 1.5, True, "a"):
+        with pytest.raises(mm.InputError, match="chunk"):
+            golden.score(PROMPT, chunk=chunk)
+    with pytest.raises(mm.InputError, match="no prompt"):
+        golden.generate(None)
 
 
 def test_without_a_tokenizer_ids_work_and_text_says_what_is_missing(golden: mm.LLM) -> None:
@@ -183,9 +194,41 @@ def test_another_models_tokenizer_is_noticed(tmp_path: Path) -> None:
         mm.load(folder).generate("text")
 
 
-def test_an_unknown_model_says_what_there_is() -> None:
-    with pytest.raises(mm.InputError, match="no model 'mistrall'"):
-        mm.load("mistrall")
+@pytest.mark.parametrize("model", ["mistrall", "x" * 300, "~nobody/x", 3, "a\0b"])
+def test_an_unknown_model_says_what_there_is(model: object) -> None:
+    with pytest.raises(mm.InputError, match="There is no model") as error:
+        mm.load(model)
+    assert "demo" in error.value.hint
+
+
+def test_a_cache_larger_than_memory_is_refused_before_it_is_made(
+    golden: mm.LLM, talker: mm.LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = talker.chat()
+    monkeypatch.setattr("mistral_mlx.llm.memory_limit", lambda: 500_000)
+    for use in (lambda: golden.generate([3] * 9000), lambda: golden.score([3] * 9000), lambda: chat.send("hello")):
+        with pytest.raises(mm.OutOfMemoryError, match="of keys and values beside"):
+            use()
+
+
+def test_weights_that_give_no_numbers_are_an_error() -> None:
+    model = make_model()
+    model.model.norm.weight = mx.full(model.model.norm.weight.shape, mx.nan)
+    with pytest.raises(mm.WeightsError, match="not a number"):
+        bare(model).generate(PROMPT)
+
+
+def test_on_a_gpu_quantized_weights_stay_packed_and_compute_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mistral_mlx import models
+    from mistral_mlx.weights import checkpoint
+
+    monkeypatch.setattr("mistral_mlx.backend.on_gpu", lambda: True)
+    monkeypatch.setattr(checkpoint, "on_gpu", lambda: True)
+    plan = checkpoint.plan_loading(checkpoint.open_checkpoint(resolve("demo")))
+    assert (plan.dtype, plan.expand) == (mx.bfloat16, False)
+    info = models.info("demo")
+    assert info.dtype == "bfloat16"
+    assert info.loaded_bytes == plan.nbytes < 100e6
 
 
 # ---- chat -------------------------------------------------------------------------------------------------------
@@ -221,7 +264,7 @@ def test_history_keeps_the_ids_that_were_sampled(talker: mm.LLM) -> None:
     done = chat.send("hello", max_tokens=20, temperature=1.5, seed=1)
     assert chat.messages[-1] == mm.Message("assistant", done.text, tuple(done.tokens))
     said = done.tokens[:-1] if done.finish_reason == "stop" else done.tokens
-    following = chat._format.encode([*chat.messages, mm.Message("user", "and?")])
+    following = talker.chat_format.encode([*chat.messages, mm.Message("user", "and?")])
     assert " ".join(map(str, said)) in " ".join(map(str, following))
 
 
@@ -262,12 +305,34 @@ def test_an_interrupt_in_the_middle_of_a_step_leaves_a_chat_that_works(
     assert chat.send("again", max_tokens=9, seed=1).tokens == answer_fresh(talker, before, max_tokens=9, seed=1)
 
 
+def test_a_new_message_ends_an_answer_that_is_still_open(talker: mm.LLM) -> None:
+    chat = talker.chat()
+    stream = chat.stream("hello", max_tokens=30, temperature=1.0, seed=2)
+    heard = next(stream)
+    unread = chat.stream("never read", max_tokens=5)
+    chat.send("second", max_tokens=8, seed=3)
+    assert list(stream) == list(unread) == []
+    del stream, unread
+    assert [m.content for m in chat.messages if m.role == "user"] == ["hello", "second"]
+    assert chat.messages[1].ids == tuple(heard.tokens)
+    before = [*chat.messages, mm.Message("user", "third")]
+    assert chat.send("third", max_tokens=9, seed=4).tokens == answer_fresh(talker, before, max_tokens=9, seed=4)
+
+
+def test_leaving_a_loop_commits_what_was_said(talker: mm.LLM) -> None:
+    chat = talker.chat()
+    for _ in chat.stream("hello", max_tokens=30, temperature=1.0, seed=2):
+        break
+    assert len(chat.messages[-1].ids) == 1
+
+
 def test_what_a_chat_cannot_do_is_refused_and_changes_nothing(talker: mm.LLM) -> None:
     chat = talker.chat()
     with pytest.raises(mm.InputError, match="no answer to replace"):
         chat.regenerate()
-    with pytest.raises(mm.InputError, match="message is empty"):
-        chat.send("")
+    for nothing in ("", None, 5):
+        with pytest.raises(mm.InputError, match="message is empty"):
+            chat.send(nothing)
     chat.send("hello", max_tokens=3, seed=0)
     before = list(chat.messages)
     for index in (1, 7, -1):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 
 from mistral_mlx.engine.sampling import SamplingParams, sample
+from mistral_mlx.errors import WeightsError
 from mistral_mlx.model.cache import Cache
 from mistral_mlx.model.transformer import Transformer
 
@@ -78,6 +80,9 @@ def decode(
     Args:
         logits: (vocab,), of the first token to generate.
         cancelled: asked before each token; once it says yes, no more come.
+
+    Raises:
+        WeightsError: the logits are not numbers.
     """
     token: mx.array | None = None
     for _ in range(params.max_tokens):
@@ -87,4 +92,10 @@ def decode(
             logits = model(token.reshape(1, 1), cache)[0, -1]
         token, logprob = sample(logits, params, cache.position)
         mx.eval(token, logprob)
-        yield Token(int(token), float(logprob))
+        step = Token(int(token), float(logprob))
+        if math.isnan(step.logprob):
+            raise WeightsError(
+                f"What the model computed for position {cache.position} is not a number.",
+                "Its weights are damaged, or overflow in this precision: try dtype bfloat16 or float32.",
+            )
+        yield step

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import math
 import secrets
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import mlx.core as mx
 
@@ -53,6 +56,14 @@ class SamplingParams:
             object.__setattr__(self, "seed", secrets.randbits(32))
 
     @classmethod
+    def of(cls, options: Mapping[str, Any]) -> SamplingParams:
+        """From options by name; raises InputError for one that does not exist."""
+        unknown = options.keys() - set(cls.names())
+        if unknown:
+            raise InputError(f"There is no option {', '.join(sorted(unknown))}.", f"Options: {', '.join(cls.names())}.")
+        return cls(**options)
+
+    @classmethod
     def names(cls) -> list[str]:
         """The options there are."""
         return [f.name for f in fields(cls)]
@@ -72,7 +83,9 @@ def sample(logits: mx.array, params: SamplingParams, position: int) -> tuple[mx.
     if params.temperature == 0:
         token = mx.argmax(logits)
     else:
-        kept = keep_top(logits / params.temperature, params.top_k, params.top_p)
+        # From the largest down, so that no temperature overflows; below 1e-30 nothing but the largest is left anyway.
+        scaled = (logits - mx.max(logits)) / max(params.temperature, 1e-30)
+        kept = keep_top(scaled, params.top_k, params.top_p)
         kept = keep_min_p(kept, params.min_p)
         token = mx.argmax(kept + gumbel(params.seed or 0, position, logits.shape[-1]))
     return token, logits[token] - mx.logsumexp(logits)
@@ -118,4 +131,4 @@ def _is_whole(value: object) -> bool:
 
 
 def _is_real(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -7,8 +7,8 @@ its absolute position, so slots never have to move. With window W and slack S th
                                                   holds  6  7  2  3  4  5
     position 8 goes to slot 2 and sees 5 6 7 8           6  7 [8] 3  4  5     3 and 4 are kept, but out of sight
 
-The slack is what makes going back exact: `rewind` only lowers the position. Slots beyond it hold keys of a future that
-did not happen; they are at least `capacity` older than their slot says, hence outside every window until overwritten.
+The slack is what makes going back exact: `rewind` only lowers the position. What lies beyond it, a future that did not
+happen, is then taken for positions one turn earlier, which are outside every window, until it is overwritten.
 
 A layer without a window is the same ring, as long as the longest sequence, so that it never turns.
 """
@@ -77,16 +77,24 @@ class LayerCache:
         self.position -= tokens
 
     @property
+    def rings(self) -> list[mx.array]:
+        """Keys and values, each (B, kv_heads, capacity, head_dim); nothing before the first token."""
+        return self._rings
+
+    @property
     def state(self) -> LayerState:
-        """Everything there is to save; setting it makes this cache an independent copy of the one it came from."""
-        return LayerState(self._rings, self.position, self._written)
+        """Everything there is to save, as it stands now: what this cache does later leaves it alone."""
+        return LayerState(_settled(self._rings), self.position, self._written)
 
     @state.setter
     def state(self, state: LayerState) -> None:
-        rings, self.position, self._written = state
-        # Assigning to a slice changes the array object itself, so the objects are never shared; their memory is,
-        # until one of the two is written to.
-        self._rings = [mx.array(ring) for ring in rings]
+        capacities = {ring.shape[2] for ring in state.rings} or {0}
+        if capacities != {capacity_for(state.written, self.limit) if state.written else 0}:
+            raise InputError(
+                f"A state of {state.written} tokens in {max(capacities)} slots does not fit a cache of {self.limit}.",
+                "Give it to a cache made for the same model, length and slack.",
+            )
+        self._rings, self.position, self._written = _settled(state.rings), state.position, state.written
 
     def mask(self, length: int) -> Mask:
         """Which of the keys that `update` will return the next `length` queries see.
@@ -109,20 +117,12 @@ class LayerCache:
 
         Returns:
             Keys and values, each (B, kv_heads, n, head_dim), ordered as `mask(T)` is when asked before this.
-
-        Raises:
-            ContextError: a layer without a window is full.
         """
         length, before = keys.shape[2], self._visible_before
         end = self.position + length
         if end <= self.limit:  # the ring has not turned: slots are positions
             self._store([keys, values])
             attended = [ring[:, :, end - length - before : end] for ring in self._rings]
-        elif self.window is None:
-            raise ContextError(
-                f"{end} tokens are more than the {self.limit} that this cache was made for.",
-                "Shorten the prompt, or ask for fewer tokens.",
-            )
         elif length == 1:
             self._store([keys, values])
             attended = self._rings
@@ -232,10 +232,20 @@ class Cache:
 
     def arrays(self) -> list[mx.array]:
         """What must be evaluated for the cache to be settled."""
-        return [ring for layer in self.layers for ring in layer.state.rings]
+        return [ring for layer in self.layers for ring in layer.rings]
 
     def masks(self, length: int) -> list[Mask]:
-        """The mask of each layer for the next `length` tokens; layers with one window share one array."""
+        """The mask of each layer for the next `length` tokens; layers with one window share one array.
+
+        Raises:
+            ContextError: a layer without a window has no room for them; nothing is changed.
+        """
+        end, longest = self.position + length, min((c.limit for c in self.layers if c.window is None), default=None)
+        if longest is not None and end > longest:
+            raise ContextError(
+                f"{end} tokens are more than the {longest} that this cache was made for.",
+                "Shorten the prompt, or ask for fewer tokens.",
+            )
         made = {layer.window: layer for layer in self.layers}
         masks = {window: layer.mask(length) for window, layer in made.items()}
         return [masks[layer.window] for layer in self.layers]
@@ -281,6 +291,15 @@ def window_mask(queries: int, keys: int, window: int | None) -> Mask:
         return "causal"
     age = mx.arange(keys - queries, keys)[:, None] - mx.arange(keys)[None]
     return (age >= 0) & (age < window)
+
+
+def _settled(rings: list[mx.array]) -> list[mx.array]:
+    """The same arrays as other objects: assigning to a slice changes an array object, whoever else holds it.
+
+    Their memory is shared until one of the two is written to. Evaluated, so that another thread may take them over.
+    """
+    mx.eval(rings)
+    return [ring.reshape(ring.shape) for ring in rings]  # mx.array(ring) would copy the memory too
 
 
 def _runs(start: int, end: int, capacity: int) -> Iterator[tuple[int, int, int]]:

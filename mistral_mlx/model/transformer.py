@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_reduce
 
 from mistral_mlx.config import ModelConfig
 from mistral_mlx.model.attention import Attention
@@ -91,6 +92,11 @@ class Transformer(nn.Module):
     def dtype(self) -> mx.Dtype:
         """The type that activations, keys and values have."""
         return self.model.norm.weight.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights."""
+        return tree_reduce(lambda count, array: count + array.nbytes, self.parameters(), 0)
 
     def make_cache(self, max_tokens: int | None = None) -> Cache:
         """An empty cache for one sequence of at most `max_tokens` tokens, by default as many as the model allows."""

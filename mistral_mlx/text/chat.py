@@ -7,13 +7,14 @@ mistral-common is the truth for Mistral's formats; a Jinja template serves model
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NoReturn, Protocol
 
 from mistral_mlx.errors import InputError, TokenizerError
-from mistral_mlx.text.tokenizer import GgufBpe, SentencePiece
+from mistral_mlx.text.tokenizer import GgufBpe, SentencePiece, checked_text
 
 Role = Literal["system", "user", "assistant"]
 
@@ -57,8 +58,10 @@ class MistralChat:
 
         answers = self._common.instruct_tokenizer.tokenizer.answers
         answers.clear()
+        mark = _Mark()
         turns: list[Any] = []
         for index, message in enumerate(messages):
+            checked_text(message.content)
             if message.role == "system":
                 turns.append(SystemMessage(content=message.content))
             elif message.role == "user":
@@ -66,14 +69,20 @@ class MistralChat:
             elif message.ids is None:
                 turns.append(AssistantMessage(content=message.content))
             else:
-                answers[_placeholder(index)] = [i for i in message.ids if i not in self._tokenizer.stop_ids]
-                turns.append(AssistantMessage(content=_placeholder(index)))
+                answers[mark.of(index)] = [i for i in message.ids if i not in self._tokenizer.stop_ids]
+                turns.append(AssistantMessage(content=mark.of(index)))
         try:
-            return list(self._common.encode_chat_completion(ChatCompletionRequest(messages=turns)).tokens)
+            ids = list(self._common.encode_chat_completion(ChatCompletionRequest(messages=turns)).tokens)
         except MistralCommonException as error:
             raise InputError(
                 f"This conversation cannot be encoded: {error}", "Check the roles and their order."
             ) from error
+        if answers:
+            raise InputError(
+                "This conversation cannot be encoded: its format joins or drops some of the answers.",
+                "Put a message of the user between two answers.",
+            )
+        return ids
 
     @cached_property
     def _common(self) -> Any:
@@ -93,7 +102,8 @@ class MistralChat:
                 self.answers: dict[str, list[int]] = {}
 
             def encode(self, s: str, bos: bool, eos: bool) -> list[int]:
-                return list(self.answers[s]) if s in self.answers else super().encode(s, bos, eos)
+                answer = self.answers.pop(s, None)
+                return super().encode(s, bos, eos) if answer is None else answer
 
         version = TokenizerVersion(self._tokenizer.version)
         tokenizer = WithAnswers(self._tokenizer.path, version)
@@ -119,26 +129,29 @@ class TemplateChat:
         self._given = {"bos_token": bos, "eos_token": eos, "add_generation_prompt": True, "raise_exception": _refuse}
         try:
             # The settings that transformers renders templates with.
-            environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+            environment = ImmutableSandboxedEnvironment(
+                trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            )
             self._template = environment.from_string(template)
         except TemplateError as error:
             raise TokenizerError(
-                f"The model's chat template is broken: {error}.", "Use --raw, or another file."
+                f"The model's chat template is broken: {error}.", "Generate from plain text: LLM.generate, or --raw."
             ) from error
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        turns = [{"role": m.role, "content": _placeholder(i)} for i, m in enumerate(messages)]
-        text = self._render(turns)
+        mark = _Mark()
+        text = self._render([{"role": m.role, "content": mark.padded(i)} for i, m in enumerate(messages)])
         ids: list[int] = []
         found: list[int] = []
-        # re.split with groups alternates: what the template wrote, the number of a message, what it wrote, …
-        for n, part in enumerate(_PLACEHOLDER.split(text)):
-            if n % 2:
-                found.append(int(part))
-                ids += self._said(messages[int(part)])
-            else:
-                ids += self._written(part)
-        if found != list(range(len(messages))):
+        end = 0
+        for place in mark.pattern.finditer(text):
+            ids += self._written(text[end : place.start()])
+            found.append(int(place["index"]))
+            ids += self._said(messages[found[-1]], trim_left=not place["left"], trim_right=not place["right"])
+            end = place.end()
+        ids += self._written(text[end:])
+        pieces_of_marks = set(mark.pattern.sub("", text)) & set(mark.padded(0)[:5])
+        if found != list(range(len(messages))) or pieces_of_marks:
             raise InputError(
                 "The model's chat template leaves out, repeats or reorders parts of this conversation.",
                 "It may not know the system role: put that text into the first message, or use --raw.",
@@ -146,16 +159,15 @@ class TemplateChat:
         return ids
 
     def _render(self, turns: list[dict[str, str]]) -> str:
-        from jinja2 import TemplateError
-
         try:
             return self._template.render(messages=turns, **self._given)
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        except Exception as error:  # a template can fail in any way that a program can
             raise InputError(f"The model's chat template refuses this conversation: {error}.") from error
 
-    def _said(self, message: Message) -> list[int]:
+    def _said(self, message: Message, *, trim_left: bool, trim_right: bool) -> list[int]:
         if message.ids is None:
-            return self._tokenizer.encode(message.content)
+            content = message.content.lstrip() if trim_left else message.content
+            return self._tokenizer.encode(content.rstrip() if trim_right else content)
         return [i for i in message.ids if i not in self._tokenizer.stop_ids]
 
     def _written(self, text: str) -> list[int]:
@@ -170,26 +182,40 @@ class TemplateChat:
 
     @cached_property
     def _control_names(self) -> re.Pattern[str]:
-        longest_first = sorted(self._tokenizer.control, key=len, reverse=True)
-        return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+        longest_first = sorted(filter(None, self._tokenizer.control), key=len, reverse=True)
+        return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")" if longest_first else r"(?!)")
 
 
-def gguf_chat(metadata: Mapping[str, Any], tokenizer: GgufBpe) -> TemplateChat | None:
-    """The chat format that a GGUF file brings along; None if it brings none."""
+def gguf_chat(metadata: Mapping[str, Any], tokenizer: GgufBpe) -> TemplateChat:
+    """The chat format that a GGUF file brings along.
+
+    Raises:
+        TokenizerError: it brings none, or a broken one.
+    """
     template = metadata.get("tokenizer.chat_template")
     if not isinstance(template, str):
-        return None
+        raise TokenizerError("This model brings no chat template.", "Generate from plain text: LLM.generate, or --raw.")
     bos, eos = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos"))
     spell = [tokenizer.piece(i) if isinstance(i, int) and 0 <= i < tokenizer.vocab_size else "" for i in (bos, eos)]
     return TemplateChat(template, tokenizer, *spell)
 
 
-# Private-use characters: no template writes them.
-_PLACEHOLDER = re.compile("\ue000([0-9]+)\ue001")
+_PAD = "\u2003\u2002\u2003\u2002"  # em and en spaces
 
 
-def _placeholder(index: int) -> str:
-    return f"\ue000{index}\ue001"
+class _Mark:
+    """Placeholders for the messages of one conversation, which nobody can have written: they are drawn anew."""
+
+    def __init__(self) -> None:
+        self._nonce = secrets.token_hex(8)
+        self.pattern = re.compile(f"(?P<left>{_PAD})?\ue000{self._nonce}-(?P<index>[0-9]+)\ue001(?P<right>{_PAD})?")
+
+    def of(self, index: int) -> str:
+        return f"\ue000{self._nonce}-{index}\ue001"
+
+    def padded(self, index: int) -> str:
+        """With spaces around it whose absence tells that a template trims what was said."""
+        return f"{_PAD}{self.of(index)}{_PAD}"
 
 
 def _refuse(reason: str) -> NoReturn:

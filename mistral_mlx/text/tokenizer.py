@@ -11,7 +11,7 @@ import tokenizers
 from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, models, pre_tokenizers
 
-from mistral_mlx.errors import TokenizerError
+from mistral_mlx.errors import InputError, TokenizerError
 
 
 class Tokenizer(Protocol):
@@ -30,7 +30,11 @@ class Tokenizer(Protocol):
     drops_first_space: bool
 
     def encode(self, text: str) -> list[int]:
-        """The ids of ordinary text. Names of control tokens in it are ordinary text too."""
+        """The ids of ordinary text. Names of control tokens in it are ordinary text too.
+
+        Raises:
+            InputError: text with halves of surrogate pairs, which stand for bytes that were never text.
+        """
         ...
 
     def token_bytes(self, token: int) -> bytes:
@@ -39,6 +43,15 @@ class Tokenizer(Protocol):
         Nothing for a control token, nor for an id past the vocabulary: models pad theirs to round sizes.
         """
         ...
+
+
+def checked_text(text: str) -> str:
+    """The same text; raises InputError if UTF-8 cannot carry it."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"The text is not valid Unicode: {error}.", "Pass it as UTF-8.") from error
+    return text
 
 
 class SentencePiece:
@@ -67,7 +80,7 @@ class SentencePiece:
         return "v1"
 
     def encode(self, text: str) -> list[int]:
-        return list(self._model.encode(text))
+        return list(self._model.encode(checked_text(text)))
 
     def token_bytes(self, token: int) -> bytes:
         if token >= self.vocab_size or self._model.is_control(token):
@@ -130,7 +143,7 @@ class GgufBpe:
         self.vocab_size = len(self._tokens)
 
     def encode(self, text: str) -> list[int]:
-        return list(self._bpe.encode(text, add_special_tokens=False).ids)
+        return list(self._bpe.encode(checked_text(text), add_special_tokens=False).ids)
 
     def token_bytes(self, token: int) -> bytes:
         piece = self._tokens[token] if token < self.vocab_size else ""
@@ -160,7 +173,7 @@ def _byte_alphabet() -> dict[str, bytes]:
 _BYTE_OF = _byte_alphabet()
 
 
-def find_tokenizer(folder: Path) -> Tokenizer:
+def find_tokenizer(folder: Path) -> SentencePiece:
     """The tokenizer of a model folder.
 
     Raises:
@@ -176,7 +189,7 @@ def find_tokenizer(folder: Path) -> Tokenizer:
     )
 
 
-def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+def decode_whole(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """The text of a whole sequence."""
     data = b"".join(map(tokenizer.token_bytes, ids))
     if tokenizer.drops_first_space:

@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mistral_mlx.backend import compute_dtype, on_gpu, total_memory
+from mistral_mlx.backend import compute_dtype, memory_limit, on_gpu
 from mistral_mlx.config import ModelConfig
 from mistral_mlx.config_keys import token_ids
 from mistral_mlx.errors import ConfigError, InputError, OutOfMemoryError, WeightsError
@@ -57,11 +57,6 @@ class Checkpoint:
         settings = self.path / "tokenizer_config.json"
         return settings.exists() and bool(_read_json(settings).get("chat_template"))
 
-    @property
-    def parameters(self) -> int:
-        """Numbers in the model."""
-        return sum(t.elements for t in self.tensors.values())
-
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Describe and check the model at `path`: a folder with config.json and safetensors, or a `.gguf` file.
@@ -91,6 +86,15 @@ def _open_folder(folder: Path) -> Checkpoint:
 def _open_gguf(path: Path) -> Checkpoint:
     header = gguf.read_header(path)
     config = ModelConfig.from_gguf(header.metadata)
+    if (config.hidden_size, config.num_hidden_layers, config.rope_theta) == (
+        4096,
+        32,
+        1e4,
+    ) and config.vocab_size == 32000:
+        log.warning(
+            "This looks like Mistral 7B v0.1. GGUF cannot state its window of 4096, so it runs with full attention; "
+            "the model's safetensors folder keeps the window."
+        )
     ours = {to_gguf(name): name for name in expected_shapes(replace(config, tie_word_embeddings=False))}
     tensors: dict[str, Tensor] = {}
     for entry in header.entries:
@@ -164,12 +168,44 @@ def _by(shape: tuple[int, ...]) -> str:
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """In which form the weights will stand in memory."""
+class LoadingPlan:
+    """In which form the weights will stand in memory.
+
+    Attributes:
+        dtype: the type of activations and of all that is not packed.
+        expand: whether quantized weights are turned into `dtype`.
+        nbytes: bytes of all weights in that form.
+        packed_nbytes, full_nbytes: the same with quantized weights as they are, and expanded.
+    """
 
     dtype: mx.Dtype
     expand: bool
-    nbytes: int
+    packed_nbytes: int
+    full_nbytes: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.full_nbytes if self.expand else self.packed_nbytes
+
+
+def plan_loading(checkpoint: Checkpoint, dtype: str | None = None) -> LoadingPlan:
+    """What `load_model` will do with the same arguments; reads no weights.
+
+    Raises:
+        InputError: an unknown dtype.
+    """
+    if dtype is not None and dtype != "keep" and dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r} is unknown.", f"Choose {', '.join(DTYPES)} or keep.")
+    tensors = checkpoint.tensors.values()
+    quantized = any(t.quantized for t in tensors)
+    if dtype in DTYPES:
+        compute = DTYPES[dtype]
+    else:
+        compute = _stored_dtype(checkpoint) if dtype == "keep" and not quantized else compute_dtype()
+    full = sum(t.elements for t in tensors) * compute.size
+    packed = sum(t.nbytes if t.quantized else t.elements * compute.size for t in tensors)
+    expand = quantized and dtype != "keep" and not on_gpu() and full <= memory_limit() / 2
+    return LoadingPlan(compute, expand, packed, full)
 
 
 def load_model(checkpoint: Checkpoint, dtype: str | None = None) -> Transformer:
@@ -186,13 +222,15 @@ def load_model(checkpoint: Checkpoint, dtype: str | None = None) -> Transformer:
         OutOfMemoryError: more bytes than the machine has; raised before anything is read.
         WeightsError: a file that became unreadable.
     """
-    plan = _plan(checkpoint, dtype)
-    if plan.nbytes > total_memory():
+    plan = plan_loading(checkpoint, dtype)
+    if plan.nbytes > memory_limit():
         raise OutOfMemoryError(
             f"{checkpoint.path} needs {plan.nbytes / 2**30:.1f} GiB of weights in memory; this machine has "
-            f"{total_memory() / 2**30:.1f} GiB.",
-            'Use a smaller or a quantized model, or dtype="keep" if it expands.',
+            f"{memory_limit() / 2**30:.1f} GiB for it.",
+            "Use a smaller or a quantized model.",
         )
+    if any(t.quantized for t in checkpoint.tensors.values()) and not on_gpu() and dtype != "keep":
+        _say(plan)
     model = Transformer(checkpoint.config)
     weights: dict[str, mx.array] = {}
     layouts: dict[str, dict[str, int]] = {}
@@ -213,6 +251,7 @@ def load_model(checkpoint: Checkpoint, dtype: str | None = None) -> Transformer:
         else:
             weights[name] = value.astype(plan.dtype)
             mx.eval(weights[name])
+        del value
     if layouts:
         nn.quantize(model, class_predicate=lambda path, _: layouts.get(path, False))
     model.load_weights(list(weights.items()))
@@ -221,33 +260,17 @@ def load_model(checkpoint: Checkpoint, dtype: str | None = None) -> Transformer:
     return model
 
 
-def _plan(checkpoint: Checkpoint, dtype: str | None) -> _Plan:
-    if dtype is not None and dtype != "keep" and dtype not in DTYPES:
-        raise InputError(f"dtype {dtype!r} is unknown.", f"Choose {', '.join(DTYPES)} or keep.")
-    tensors = checkpoint.tensors.values()
-    quantized = any(t.quantized for t in tensors)
-    stored = _stored_dtype(checkpoint)
-    if dtype in DTYPES:
-        compute = DTYPES[dtype]
+def _say(plan: LoadingPlan) -> None:
+    """Tell what is done with quantized weights on the CPU backend: it changes the memory that they take."""
+    sizes = f"{plan.full_nbytes / 1e6:,.0f} MB instead of {plan.packed_nbytes / 1e6:,.0f} MB"
+    if plan.expand:
+        name = str(plan.dtype).removeprefix("mlx.core.")
+        log.warning(f'Quantized weights are expanded to {name} ({sizes}), faster on a CPU; dtype="keep" packs them.')
     else:
-        compute = stored if dtype == "keep" and not quantized else compute_dtype(stored)
-    full = sum(t.elements for t in tensors) * compute.size
-    kept = sum(t.nbytes if t.quantized else t.elements * compute.size for t in tensors)
-    expand = quantized and dtype != "keep" and not on_gpu() and full <= total_memory() / 2
-    if quantized and not on_gpu() and dtype != "keep":
-        size = f"{full / 1e6:,.0f} MB instead of {kept / 1e6:,.0f} MB"
-        log.warning(
-            f"Quantized weights are expanded to {str(compute).removeprefix('mlx.core.')} ({size}): faster on this CPU "
-            'backend. dtype="keep" leaves them packed.'
-            if expand
-            else f"Quantized weights stay packed, which is slow on this CPU backend: expanded they would take {size}."
-        )
-    return _Plan(compute, expand, full if expand else kept)
+        log.warning(f"Quantized weights stay packed, which is slow on a CPU: expanded they would take {sizes}.")
 
 
 def _stored_dtype(checkpoint: Checkpoint) -> mx.Dtype:
-    """The type that matrices are stored in; for quantized ones that of their scales."""
+    """The type that float matrices are stored in, the widest if there are several."""
     kinds = {t.stored for t in checkpoint.tensors.values() if len(t.shape) > 1}
-    if "BF16" in kinds:
-        return mx.bfloat16
-    return mx.float32 if kinds == {"F32"} else mx.float16
+    return {"BF16": mx.bfloat16, "F16": mx.float16}.get(kinds.pop(), mx.float32) if len(kinds) == 1 else mx.float32

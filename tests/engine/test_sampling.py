@@ -87,6 +87,12 @@ def test_temperature_zero_takes_the_likeliest_and_its_own_probability() -> None:
     assert float(logprob) == pytest.approx(math.log(math.exp(2) / sum(map(math.exp, LOGITS.tolist()))), abs=1e-6)
 
 
+@pytest.mark.parametrize("temperature", [1e-300, 1e-40, 1e-6])
+def test_a_tiny_temperature_is_nearly_greedy(temperature: float) -> None:
+    params = SamplingParams(temperature=temperature, seed=1, top_p=0.9, min_p=0.1)
+    assert [int(sample(LOGITS * 5, params, position)[0]) for position in range(20)] == [0] * 20
+
+
 def test_without_a_seed_one_is_drawn_and_told() -> None:
     a, b = SamplingParams(), SamplingParams()
     assert isinstance(a.seed, int)
@@ -98,7 +104,7 @@ def test_without_a_seed_one_is_drawn_and_told() -> None:
     [
         (name, value)
         for name in ("temperature", "top_p", "min_p")
-        for value in (math.nan, math.inf, -0.1, "1", None, True)
+        for value in (math.nan, math.inf, 10**400, -0.1, "1", None, True)
     ]
     + [("top_p", 0.0), ("top_p", 1.1), ("min_p", 1.1), ("top_k", 0), ("top_k", 1.5), ("top_k", True)]
     + [("max_tokens", 0), ("max_tokens", -1), ("max_tokens", 1.0), ("max_tokens", None)]

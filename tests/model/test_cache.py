@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import mlx.core as mx
 import numpy as np
@@ -145,6 +146,47 @@ def test_full_attention_is_bounded_by_what_it_was_made_for() -> None:
     assert cache.nbytes == cache.max_bytes
     with pytest.raises(ContextError, match="21 tokens are more than the 20"):
         read(model, cache, IDS[:1])
+
+
+def test_a_full_layer_refuses_before_any_layer_has_changed() -> None:
+    model = MODELS["mix"]
+    cache = Cache(model.config, mx.float32, max_tokens=20)
+    read(model, cache, IDS[:18])
+    with pytest.raises(ContextError, match="21 tokens are more than the 20"):
+        read(model, cache, IDS[:3])
+    assert {layer.position for layer in cache.layers} == {18}
+    np.testing.assert_allclose(read(model, cache, IDS[18:20]), WHOLE["mix"][18:20], atol=2e-5)
+
+
+def test_a_saved_state_does_not_change_with_the_cache() -> None:
+    model = MODELS["mix"]
+    cache, later = Cache(model.config, mx.float32, slack=5), Cache(model.config, mx.float32, slack=5)
+    read(model, cache, IDS[:60])
+    saved = cache.state
+    read(model, cache, IDS[:30], list(range(30)))
+    later.state = saved
+    np.testing.assert_allclose(read(model, later, IDS[60:90], [3, 4]), WHOLE["mix"][60:90], atol=2e-5)
+
+
+def test_a_state_of_another_cache_is_refused() -> None:
+    model = MODELS["window"]
+    cache = Cache(model.config, mx.float32, slack=5)
+    read(model, cache, IDS[:60])
+    with pytest.raises(InputError, match="does not fit"):
+        Cache(model.config, mx.float32, slack=6).state = cache.state
+
+
+def test_a_copy_costs_no_memory_and_may_go_to_another_thread() -> None:
+    model = MODELS["full"]
+    cache = Cache(model.config, mx.float32)
+    read(model, cache, IDS)
+    mx.eval(cache.arrays())
+    before = mx.get_active_memory()
+    twin = cache.copy()
+    assert mx.get_active_memory() == before
+    with ThreadPoolExecutor(1) as pool:
+        got = pool.submit(read, model, twin, [5]).result()
+    np.testing.assert_allclose(got, read(model, cache, [5]), atol=2e-5)
 
 
 def test_masks_are_boolean_and_shared_by_layers_with_one_window() -> None:

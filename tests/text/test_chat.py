@@ -149,12 +149,47 @@ def test_a_template_keeps_sampled_ids(demo_chat: TemplateChat) -> None:
         ("{{ messages[0].content }}{{ messages[0].content }}", "repeats"),
         ("{{ raise_exception('no system role') }}", "no system role"),
         ("{{ messages[7].content.x.y }}", "refuses"),
+        ("{{ messages[0].content[3:] }}{{ messages[1].content }}{{ messages[2].content }}", "leaves out"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "refuses"),
+        ("{{ 'a' * 10 ** 13 }}", "refuses"),
+        ("\ue0009\ue001{% for m in messages %}{{ m.content }}{% endfor %}", "leaves out"),
         ("{{ ''.__class__.__mro__ }}", "refuses"),
     ],
 )
 def test_templates_that_lose_or_refuse_a_message(template: str, message: str, bpe: GgufBpe) -> None:  # noqa: F811
     with pytest.raises(mm.InputError, match=message):
         TemplateChat(template, bpe).encode(TALK)
+
+
+def test_a_template_that_trims_is_followed(bpe: GgufBpe) -> None:  # noqa: F811
+    trimming = "{% for m in messages %}<|im_start|> {{ m.content | trim }} <|im_end|>{% endfor %}"
+    plain = trimming.replace(" | trim", "")
+    padded, bare = [Message("user", "  hello\n")], [Message("user", "hello")]
+    assert TemplateChat(trimming, bpe).encode(padded) == TemplateChat(plain, bpe).encode(bare)
+    assert TemplateChat(plain, bpe).encode(padded) != TemplateChat(plain, bpe).encode(bare)
+
+
+def test_a_tokenizer_without_control_tokens_encodes_the_template_whole(bpe: GgufBpe) -> None:  # noqa: F811
+    chat = TemplateChat("Question: {{ messages[0].content }}", bpe)
+    control, bpe.control = bpe.control, {}
+    try:
+        assert chat.encode([Message("user", "hello")]) == bpe.encode("Question: ") + bpe.encode("hello")
+    finally:
+        bpe.control = control
+
+
+@pytest.mark.parametrize("version", FORMATS)
+def test_two_sampled_answers_in_a_row_are_refused(version: str) -> None:
+    talk = [TALK[0], Message("assistant", "a", (100, 2)), Message("assistant", "b", (101, 2)), TALK[2]]
+    with pytest.raises(mm.InputError, match="cannot be encoded"):
+        FORMATS[version].encode(talk)
+
+
+@pytest.mark.parametrize("version", FORMATS)
+def test_text_that_is_not_unicode_is_refused(version: str, demo_chat: TemplateChat) -> None:
+    for chat in (FORMATS[version], demo_chat):
+        with pytest.raises(mm.InputError, match="not valid Unicode"):
+            chat.encode([Message("user", "caf\udce9")])
 
 
 def test_a_broken_template_says_so(bpe: GgufBpe) -> None:  # noqa: F811

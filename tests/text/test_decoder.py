@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mistral_mlx.text.decoder import StreamDecoder
-from mistral_mlx.text.tokenizer import GgufBpe, SentencePiece, Tokenizer, decode
+from mistral_mlx.text.tokenizer import GgufBpe, SentencePiece, Tokenizer, decode_whole
 from tests.text.test_tokenizer import SPM, bpe  # noqa: F401
 
 
@@ -20,14 +20,14 @@ def stream(tokenizer: Tokenizer, ids: list[int], *, continues: bool = False) -> 
 def test_streaming_any_ids_equals_decoding_them_whole(version: str, data: st.DataObject) -> None:
     tokenizer = SPM[version]
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=30))
-    assert "".join(stream(tokenizer, ids)) == decode(tokenizer, ids)
+    assert "".join(stream(tokenizer, ids)) == decode_whole(tokenizer, ids)
 
 
 @settings(max_examples=200)
 @given(st.data())
 def test_the_same_for_the_demo(bpe: GgufBpe, data: st.DataObject) -> None:  # noqa: F811
     ids = data.draw(st.lists(st.integers(0, bpe.vocab_size - 1), max_size=30))
-    assert "".join(stream(bpe, ids)) == decode(bpe, ids)
+    assert "".join(stream(bpe, ids)) == decode_whole(bpe, ids)
 
 
 @settings(max_examples=200)

@@ -12,7 +12,7 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 import mistral_mlx as mm
 from mistral_mlx.models import resolve
-from mistral_mlx.text.tokenizer import GgufBpe, SentencePiece, decode, find_tokenizer
+from mistral_mlx.text.tokenizer import GgufBpe, SentencePiece, decode_whole, find_tokenizer
 from mistral_mlx.weights.formats.gguf import read_header
 
 DATA = Path(mistral_common.__file__).parent / "data"
@@ -60,7 +60,7 @@ def test_ids_equal_mistral_common(version: str, text: str) -> None:
 def test_decoding_gives_the_text_back(version: str, text: str) -> None:
     ids = SPM[version].encode(text)
     whole = SPM[version]._model.decode(ids)
-    assert decode(SPM[version], ids) == whole
+    assert decode_whole(SPM[version], ids) == whole
 
 
 # The demo's vocabulary has no token for the bytes of these.
@@ -70,7 +70,7 @@ _UNKNOWN = "\x04\x06\x13\x14\x16\x1d"
 @settings(max_examples=200)
 @given(st.text(st.characters(exclude_characters=_UNKNOWN, max_codepoint=0x3FFFF, exclude_categories=["Cs"])))
 def test_the_demo_tokenizer_gives_the_text_back(bpe: GgufBpe, text: str) -> None:
-    assert decode(bpe, bpe.encode(text)) == text
+    assert decode_whole(bpe, bpe.encode(text)) == text
 
 
 def test_names_of_control_tokens_in_text_are_text(bpe: GgufBpe) -> None:
@@ -81,8 +81,8 @@ def test_names_of_control_tokens_in_text_are_text(bpe: GgufBpe) -> None:
 
 
 def test_control_tokens_are_not_shown(bpe: GgufBpe) -> None:
-    assert decode(bpe, [1, *bpe.encode("hi"), 2]) == "hi"
-    assert decode(SPM["v3"], [1, 3, *SPM["v3"].encode("hi"), 4, 2]) == "hi"
+    assert decode_whole(bpe, [1, *bpe.encode("hi"), 2]) == "hi"
+    assert decode_whole(SPM["v3"], [1, 3, *SPM["v3"].encode("hi"), 4, 2]) == "hi"
 
 
 @pytest.mark.slow
