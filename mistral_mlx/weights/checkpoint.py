@@ -86,21 +86,23 @@ def _open_folder(folder: Path) -> Checkpoint:
 def _open_gguf(path: Path) -> Checkpoint:
     header = gguf.read_header(path)
     config = ModelConfig.from_gguf(header.metadata)
-    if (config.hidden_size, config.num_hidden_layers, config.rope_theta) == (
-        4096,
-        32,
-        1e4,
-    ) and config.vocab_size == 32000:
-        log.warning(
-            "This looks like Mistral 7B v0.1. GGUF cannot state its window of 4096, so it runs with full attention; "
-            "the model's safetensors folder keeps the window."
-        )
+    _tell_of_lost_window(config)
     ours = {to_gguf(name): name for name in expected_shapes(replace(config, tie_word_embeddings=False))}
     tensors: dict[str, Tensor] = {}
     for entry in header.entries:
         name = ours.get(entry, f"GGUF's {entry}")  # what we do not know is reported under its own name
         tensors[name] = header.tensor(entry, name, rotated_heads(name, config))
     return Checkpoint(path, *_fit(config, tensors, path), header.metadata)
+
+
+def _tell_of_lost_window(config: ModelConfig) -> None:
+    """GGUF has no key for the window of Mistral 7B v0.1; later versions of that shape have a RoPE base of 1e6."""
+    shape = (config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.num_key_value_heads)
+    if shape == (4096, 14336, 32, 8) and config.rope_theta == 1e4:
+        log.warning(
+            "This looks like Mistral 7B v0.1. GGUF cannot state its window of 4096, so it runs with full attention; "
+            "the model's safetensors folder keeps the window."
+        )
 
 
 def read_config(folder: Path) -> ModelConfig:

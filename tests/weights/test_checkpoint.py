@@ -21,7 +21,7 @@ from mistral_mlx.config import ModelConfig, Yarn
 from mistral_mlx.errors import ConfigError, InputError, MistralError, OutOfMemoryError, WeightsError
 from mistral_mlx.model.transformer import Transformer
 from mistral_mlx.weights import checkpoint as checkpoint_module
-from mistral_mlx.weights.checkpoint import Checkpoint, load_model, open_checkpoint
+from mistral_mlx.weights.checkpoint import Checkpoint, load_model, open_checkpoint, read_config
 from mistral_mlx.weights.names import expected_shapes, rotated_heads, to_gguf
 from mistral_mlx.weights.tensor import Tensor
 from tests.conftest import GOLDEN, TINY
@@ -368,3 +368,12 @@ def test_a_file_that_shrinks_after_it_was_opened_is_an_error(folder: Callable[..
     with pytest.raises(WeightsError, match="cannot be read") as caught:
         load_model(checkpoint)
     assert caught.value.hint
+
+
+def test_a_gguf_of_mistral_7b_v01_tells_that_its_window_is_lost(caplog: pytest.LogCaptureFixture) -> None:
+    v01 = replace(read_config(GOLDEN / "configs/mistral-7b-v0.1"), sliding_window=None)
+    checkpoint_module._tell_of_lost_window(replace(v01, rope_theta=1e6))
+    checkpoint_module._tell_of_lost_window(replace(v01, num_key_value_heads=32, intermediate_size=11008))  # Llama 2
+    assert not caplog.messages
+    checkpoint_module._tell_of_lost_window(v01)
+    assert "window of 4096" in caplog.text

@@ -211,6 +211,7 @@ def test_types_may_be_mixed(write: Write, gguf_package: Any) -> None:
     assert float(mx.max(mx.abs(packed - expanded))) < 1e-4
 
 
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")  # of the writer
 def test_extreme_scales_are_expanded_exactly(write: Write, gguf_package: Any) -> None:
     """Blocks of zeros, of subnormal scales, and of values past what 16 bits hold, whose scales fit all the same."""
     weights = random_weights(BLOCKY)
