@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("metal") and sys.platform != "darwin":
             item.add_marker(pytest.mark.skip(reason="only a Mac with Metal can show it"))
+        if item.get_closest_marker("torch") and not find_spec("torch"):
+            item.add_marker(pytest.mark.skip(reason="PyTorch is not installed"))
         if item.get_closest_marker("slow") and "slow" not in config.option.markexpr:
             item.add_marker(pytest.mark.skip(reason="slow: run it with -m slow"))
 

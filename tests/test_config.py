@@ -298,10 +298,10 @@ ROPES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("theta", [1e4, 1e6])
 @pytest.mark.parametrize("name", ROPES)
 def test_yarn_is_transformers_own(name: str, theta: float) -> None:
-    pytest.importorskip("torch")
     from transformers import MistralConfig
     from transformers.modeling_rope_utils import _compute_yarn_parameters
 

@@ -372,10 +372,11 @@ def test_expanding_is_said(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.torch
 def test_the_demo_continues_as_transformers_does(demo: mm.LLM) -> None:
     """Greedy, five prompts, the same file: read and dequantized there by transformers and the gguf package."""
-    torch = pytest.importorskip("torch")
     pytest.importorskip("accelerate")  # transformers wants it for GGUF
+    import torch
     from transformers import AutoModelForCausalLM
 
     path = resolve("demo")
