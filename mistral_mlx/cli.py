@@ -39,6 +39,9 @@ _VISIBLE = (
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed before we started
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  as long as the process
     arguments = _parser().parse_args(argv)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can
@@ -122,16 +125,17 @@ def _generate(arguments: argparse.Namespace) -> int:
     if arguments.raw and arguments.system is not None:
         raise InputError("--system has no place in plain text.", "Leave out --raw, or write it into the prompt.")
     prompt = _read_prompt(arguments)
+    system = None if arguments.system is None else _argument(arguments.system)
 
     from mistral_mlx.completion import Completion
     from mistral_mlx.llm import load
 
     llm = load(arguments.model, dtype=arguments.dtype)
-    chat = arguments.chat or arguments.system is not None or (llm.instruct and not arguments.raw)
+    chat = arguments.chat or system is not None or (llm.instruct and not arguments.raw)
     mode = "chat" if chat else "raw"
     with _stop_on_interrupt() as cancel:
         options: dict[str, Any] = {"cancel": cancel, "progress": _progress_line(), **sampling}
-        chunks = llm.chat(arguments.system).stream(prompt, **options) if chat else llm.stream(prompt, **options)
+        chunks = llm.chat(system).stream(prompt, **options) if chat else llm.stream(prompt, **options)
         completion = Completion.join(chunks if arguments.json else _echo(chunks))
     if arguments.json:
         record = {"model": arguments.model, "mode": mode, "sampling": asdict(params), **asdict(completion)}
@@ -149,7 +153,7 @@ def _read_prompt(arguments: argparse.Namespace) -> str:
         if arguments.file is not None:
             return str(arguments.file.read_text(encoding="utf-8")).removesuffix("\n")
         if arguments.prompt not in (None, "-"):
-            return str(arguments.prompt)
+            return _argument(arguments.prompt)
         if sys.stdin is None or (sys.stdin.isatty() and arguments.prompt is None):
             raise InputError("There is no prompt.", "Give it as an argument, with --file, or on stdin.")
         return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
@@ -157,6 +161,14 @@ def _read_prompt(arguments: argparse.Namespace) -> str:
         raise InputError(f"{arguments.file} cannot be read: {error.strerror}.", "Check the path.") from error
     except UnicodeDecodeError as error:
         raise InputError(f"The prompt is not text in UTF-8: {error}.", "Save it as UTF-8.") from error
+
+
+def _argument(text: str) -> str:
+    """An argument as the bytes that were typed, read as UTF-8 whatever the locale says."""
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeError as error:
+        raise InputError(f"The prompt is not text in UTF-8: {error}.", "Type it in UTF-8, or use --file.") from error
 
 
 def _echo(chunks: Iterator[Chunk]) -> Iterator[Chunk]:

@@ -153,6 +153,16 @@ def test_a_full_disk_and_a_terminal_that_is_not_utf8() -> None:
     assert done.stdout.endswith("?\n")
 
 
+def test_closed_stdout_and_another_locale() -> None:
+    line = f'"{sys.executable}" -m mistral_mlx models info -m "{GOLDEN / "window"}" >&-; echo "$?"'
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+    locale = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    code = "import sys; from mistral_mlx.cli import _argument; print(ascii(_argument(sys.argv[1])))"
+    argv = [sys.executable, "-c", code, "café"]
+    assert subprocess.run(argv, capture_output=True, text=True, check=True, env=locale).stdout == "'caf\\xe9'\n"
+
+
 def test_a_reader_that_goes_away_is_no_error() -> None:
     line = (
         f'"{sys.executable}" -m mistral_mlx models info -m "{GOLDEN / "window"}" | head -1; echo "${{PIPESTATUS[0]}}"'
@@ -198,7 +208,7 @@ def test_an_empty_prompt_and_text_that_is_not_utf8(
     assert "prompt is empty" in failed(["generate", "-m", "demo", "--raw", ""], capsys)
     assert "message is empty" in failed(["generate", "-m", "demo", ""], capsys)
     for form in ("--raw", "--chat"):
-        assert "not valid Unicode" in failed(["generate", "-m", "demo", form, "caf\udce9"], capsys)
+        assert "not text in UTF-8" in failed(["generate", "-m", "demo", form, "caf\udce9"], capsys)
     (tmp_path / "latin").write_bytes(b"caf\xe9")
     assert "not text in UTF-8" in failed(["generate", "-m", "demo", "-f", str(tmp_path / "latin")], capsys)
 
