@@ -146,17 +146,17 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 
 def _read_prompt(arguments: argparse.Namespace) -> str:
-    """The prompt from where it was said to be; of a file or stdin the last line break is dropped."""
+    """The prompt from where it was said to be; a file or stdin loses its byte order mark and last line break."""
     if arguments.file is not None and arguments.prompt is not None:
         raise InputError("There is a prompt and a --file.", "Give one of the two.")
     try:
         if arguments.file is not None:
-            return str(arguments.file.read_text(encoding="utf-8")).removesuffix("\n")
+            return str(arguments.file.read_text(encoding="utf-8-sig")).removesuffix("\n")
         if arguments.prompt not in (None, "-"):
             return _argument(arguments.prompt)
         if sys.stdin is None or (sys.stdin.isatty() and arguments.prompt is None):
             raise InputError("There is no prompt.", "Give it as an argument, with --file, or on stdin.")
-        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+        return sys.stdin.buffer.read().decode("utf-8-sig").removesuffix("\n")
     except OSError as error:
         raise InputError(f"{arguments.file} cannot be read: {error.strerror}.", "Check the path.") from error
     except UnicodeDecodeError as error:

@@ -79,7 +79,7 @@ def test_a_drawn_seed_is_told_and_gives_the_text_again(loaded: mm.LLM, capsys: p
 def test_the_prompt_comes_from_an_argument_a_file_or_stdin(
     loaded: mm.LLM, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "prompt").write_text("The capital of France is\n", encoding="utf-8")
+    (tmp_path / "prompt").write_text("The capital of France is\n", encoding="utf-8-sig")
     common = ["generate", "-m", "demo", "--raw", "--max-tokens", "3"]
 
     class Stdin(io.TextIOWrapper):
