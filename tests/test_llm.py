@@ -220,11 +220,12 @@ def test_weights_that_give_no_numbers_are_an_error() -> None:
 
 def test_on_a_gpu_quantized_weights_stay_packed_and_compute_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     from mistral_mlx import models
-    from mistral_mlx.weights import checkpoint
+    from mistral_mlx.weights import loading
+    from mistral_mlx.weights.checkpoint import open_checkpoint
 
     monkeypatch.setattr("mistral_mlx.backend.on_gpu", lambda: True)
-    monkeypatch.setattr(checkpoint, "on_gpu", lambda: True)
-    plan = checkpoint.plan_loading(checkpoint.open_checkpoint(resolve("demo")))
+    monkeypatch.setattr(loading, "on_gpu", lambda: True)
+    plan = loading.plan_loading(open_checkpoint(resolve("demo")))
     assert (plan.dtype, plan.expand) == (mx.bfloat16, False)
     info = models.info("demo")
     assert info.dtype == "bfloat16"

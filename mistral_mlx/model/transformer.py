@@ -56,7 +56,7 @@ class Decoder(nn.Module):
         masks = cache.masks(length) if cache else [window_mask(length, length, w) for w in self.config.windows]
         caches = cache.layers if cache else [None] * len(self.layers)
 
-        h = self.embed_tokens(ids)
+        h = self.embed_tokens(ids).astype(self.norm.weight.dtype)  # packed floats come out as bfloat16
         for layer, mask, layer_cache in zip(self.layers, masks, caches, strict=True):
             h = layer(h, self.rope, mask, layer_cache)
         return self.norm(h)

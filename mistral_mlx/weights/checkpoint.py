@@ -1,33 +1,30 @@
-"""From a path to a model: find the files, hold every tensor against the configuration, then read them."""
+"""From a path to a checkpoint: find the files and hold every tensor against the configuration."""
 
 from __future__ import annotations
 
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 
-from mistral_mlx.backend import compute_dtype, memory_limit, on_gpu
 from mistral_mlx.config import ModelConfig
 from mistral_mlx.config_keys import token_ids
-from mistral_mlx.errors import ConfigError, InputError, OutOfMemoryError, WeightsError
-from mistral_mlx.model.transformer import Transformer
+from mistral_mlx.errors import ConfigError, WeightsError
 from mistral_mlx.weights.formats import gguf, safetensors
-from mistral_mlx.weights.names import expected_shapes, rotated_heads, to_gguf
-from mistral_mlx.weights.tensor import Quantized, Tensor
+from mistral_mlx.weights.names import expected_shapes, half_split, rotated_heads, to_consolidated, to_gguf
+from mistral_mlx.weights.quantized import Layouts, join_parts, refuse_other_schemes
+from mistral_mlx.weights.tensor import Tensor
 
 log = logging.getLogger("mistral_mlx")
 
-DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
-
 # Tables that some exporters store beside the weights and that follow from the configuration.
-_DERIVED = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
+_DERIVED = re.compile(r"(^|\.)rotary_emb\.inv_freq$|^rope\.freqs$")
 
 
 @dataclass(frozen=True)
@@ -59,35 +56,62 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Describe and check the model at `path`: a folder with config.json and safetensors, or a `.gguf` file.
+    """Describe and check the model at `path`.
+
+    A folder holds config.json and model*.safetensors, float or quantized by MLX; or params.json and
+    consolidated*.safetensors, as Mistral publishes them. Where it holds both, the first is taken. A file is GGUF.
 
     Raises:
         WeightsError: nothing to load, a damaged file, or tensors that do not fit; all mismatches in one error.
         ConfigError: a configuration that is broken or not supported.
     """
-    if path.is_dir():
-        return _open_folder(path)
     if path.is_file():
         return _open_gguf(path)
-    raise WeightsError(f"There is no file or folder {path}.", "Check the path.")
+    if not path.is_dir():
+        raise WeightsError(f"There is no file or folder {path}.", "Check the path.")
+    consolidated = safetensors.find_files(path, "consolidated")
+    if consolidated and not (path / "config.json").exists():
+        return _open_consolidated(path, consolidated)
+    files = safetensors.find_files(path)
+    if files:
+        return _open_folder(path, files)
+    if consolidated:
+        return _open_consolidated(path, consolidated)
+    ggufs = sorted(path.glob("*.gguf"))
+    hint = "A model folder holds config.json and model*.safetensors, or params.json and consolidated*.safetensors."
+    raise WeightsError(f"{path} holds no model.safetensors.", f"Give the file itself: {ggufs[0]}." if ggufs else hint)
 
 
-def _open_folder(folder: Path) -> Checkpoint:
-    files = safetensors.find_files(folder)
-    if not files:
-        ggufs = sorted(folder.glob("*.gguf"))
-        hint = f"Give the file itself: {ggufs[0]}." if ggufs else "A model folder holds config.json and *.safetensors."
-        raise WeightsError(f"{folder} holds no model.safetensors.", hint)
+def _open_folder(folder: Path, files: list[Path]) -> Checkpoint:
     config = read_config(folder)
     tensors = safetensors.read_tensors(files)
+    layouts = _read_json(folder / "config.json").get("quantization")
+    if layouts:
+        tensors = join_parts(tensors, Layouts(layouts))
     return Checkpoint(folder, *_fit(config, tensors, folder))
+
+
+def _open_consolidated(folder: Path, files: list[Path]) -> Checkpoint:
+    config = _read_params(folder)
+    ours = {to_consolidated(name): name for name in _every_name(config)}
+    tensors: dict[str, Tensor] = {}
+    for entry, tensor in safetensors.read_tensors(files).items():
+        name = ours.get(entry, entry)
+        heads = rotated_heads(name, config)
+        read = partial(_read_half_split, tensor, heads) if heads else tensor.read
+        tensors[name] = replace(tensor, name=name, read=read)
+    return Checkpoint(folder, *_fit(config, tensors, folder))
+
+
+def _read_half_split(tensor: Tensor, heads: int) -> mx.array:
+    return half_split(tensor.array(), heads)
 
 
 def _open_gguf(path: Path) -> Checkpoint:
     header = gguf.read_header(path)
     config = ModelConfig.from_gguf(header.metadata)
     _tell_of_lost_window(config)
-    ours = {to_gguf(name): name for name in expected_shapes(replace(config, tie_word_embeddings=False))}
+    ours = {to_gguf(name): name for name in _every_name(config)}
     tensors: dict[str, Tensor] = {}
     for entry in header.entries:
         name = ours.get(entry, f"GGUF's {entry}")  # what we do not know is reported under its own name
@@ -105,25 +129,32 @@ def _tell_of_lost_window(config: ModelConfig) -> None:
         )
 
 
+def _every_name(config: ModelConfig) -> Iterable[str]:
+    """The names of all parameters, the output matrix among them whether or not the embeddings are tied."""
+    return expected_shapes(replace(config, tie_word_embeddings=False))
+
+
 def read_config(folder: Path) -> ModelConfig:
-    """The configuration in a folder: config.json, with the stop ids that generation_config.json adds.
+    """The configuration in a folder: config.json, with the stop ids that generation_config.json adds; or params.json.
 
     Raises:
         ConfigError: it is missing, is not JSON, or is not supported.
     """
+    if not (folder / "config.json").exists() and (folder / "params.json").exists():
+        return _read_params(folder)
     keys = _read_json(folder / "config.json")
-    if keys.get("quantization") or keys.get("quantization_config"):
-        raise ConfigError(
-            f"{folder} holds quantized safetensors, which are not read here.",
-            "Use the model's float weights, or a GGUF file of it in Q8_0 or Q4_0.",
-        )
-    config = ModelConfig.from_hf(keys)
+    refuse_other_schemes(keys)
+    config = ModelConfig.from_hf({k: v for k, v in keys.items() if k not in ("quantization", "quantization_config")})
     if (folder / "generation_config.json").exists():
         stops = _read_json(folder / "generation_config.json").get("eos_token_id")
         if stops is not None:
             more = token_ids(stops, "eos_token_id in generation_config.json")
             config = replace(config, eos_token_ids=tuple(dict.fromkeys(config.eos_token_ids + more)))
     return config
+
+
+def _read_params(folder: Path) -> ModelConfig:
+    return ModelConfig.from_params(_read_json(folder / "params.json"))
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -153,6 +184,9 @@ def _fit(config: ModelConfig, tensors: dict[str, Tensor], where: Path) -> tuple[
         for name, shape in expected.items()
         if name in tensors and tensors[name].shape != shape
     ]
+    faults += [
+        f"{name} is of type {t.stored}" for name, t in tensors.items() if not t.quantized and t.stored in ("U32", "U8")
+    ]
     if faults:
         more = f"; and {len(faults) - 4} more" if len(faults) > 4 else ""
         raise WeightsError(
@@ -164,115 +198,3 @@ def _fit(config: ModelConfig, tensors: dict[str, Tensor], where: Path) -> tuple[
 
 def _by(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
-
-
-# ---- reading ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class LoadingPlan:
-    """In which form the weights will stand in memory.
-
-    Attributes:
-        dtype: the type of activations and of all that is not packed.
-        expand: whether quantized weights are turned into `dtype`.
-        nbytes: bytes of all weights in that form.
-        packed_nbytes, full_nbytes: the same with quantized weights as they are, and expanded.
-    """
-
-    dtype: mx.Dtype
-    expand: bool
-    packed_nbytes: int
-    full_nbytes: int
-
-    @property
-    def nbytes(self) -> int:
-        return self.full_nbytes if self.expand else self.packed_nbytes
-
-
-def plan_loading(checkpoint: Checkpoint, dtype: str | None = None) -> LoadingPlan:
-    """What `load_model` will do with the same arguments; reads no weights.
-
-    Raises:
-        InputError: an unknown dtype.
-    """
-    if dtype is not None and dtype != "keep" and dtype not in DTYPES:
-        raise InputError(f"dtype {dtype!r} is unknown.", f"Choose {', '.join(DTYPES)} or keep.")
-    tensors = checkpoint.tensors.values()
-    quantized = any(t.quantized for t in tensors)
-    if dtype in DTYPES:
-        compute = DTYPES[dtype]
-    else:
-        compute = _stored_dtype(checkpoint) if dtype == "keep" and not quantized else compute_dtype()
-    full = sum(t.elements for t in tensors) * compute.size
-    packed = sum(t.nbytes if t.quantized else t.elements * compute.size for t in tensors)
-    expand = quantized and dtype != "keep" and not on_gpu() and full <= memory_limit() / 2
-    return LoadingPlan(compute, expand, packed, full)
-
-
-def load_model(checkpoint: Checkpoint, dtype: str | None = None) -> Transformer:
-    """Read the weights.
-
-    Args:
-        dtype: float32, float16 or bfloat16 to compute in that precision; by default float32 on the CPU backend and
-            the stored 16-bit type on a GPU. Quantized weights stay so on a GPU; on the CPU backend, whose quantized
-            product costs time linear in the rows, they are expanded where that takes at most half of the memory.
-            "keep" leaves weights as they are stored in any case.
-
-    Raises:
-        InputError: an unknown dtype.
-        OutOfMemoryError: more bytes than the machine has; raised before anything is read.
-        WeightsError: a file that became unreadable.
-    """
-    plan = plan_loading(checkpoint, dtype)
-    if plan.nbytes > memory_limit():
-        raise OutOfMemoryError(
-            f"{checkpoint.path} needs {plan.nbytes / 2**30:.1f} GiB of weights in memory; this machine has "
-            f"{memory_limit() / 2**30:.1f} GiB for it.",
-            "Use a smaller or a quantized model.",
-        )
-    if any(t.quantized for t in checkpoint.tensors.values()) and not on_gpu() and dtype != "keep":
-        _say(plan)
-    model = Transformer(checkpoint.config)
-    weights: dict[str, mx.array] = {}
-    layouts: dict[str, dict[str, int]] = {}
-    for name, tensor in checkpoint.tensors.items():
-        try:
-            value = tensor.read()
-            if isinstance(value, Quantized) and plan.expand:
-                value = value.expand()
-            mx.eval(value)  # one by one, so that only one stored form lies beside the model
-        except (RuntimeError, ValueError, OSError) as error:
-            raise WeightsError(f"{name} in {checkpoint.path} cannot be read: {error}.", "Fetch it again.") from error
-        if isinstance(value, Quantized):
-            module = name.removesuffix(".weight")
-            weights[name] = value.weight
-            weights[f"{module}.scales"] = value.scales.astype(plan.dtype)
-            weights[f"{module}.biases"] = value.biases.astype(plan.dtype)
-            layouts[module] = {"group_size": value.group_size, "bits": value.bits}
-        else:
-            weights[name] = value.astype(plan.dtype)
-            mx.eval(weights[name])
-        del value
-    if layouts:
-        nn.quantize(model, class_predicate=lambda path, _: layouts.get(path, False))
-    model.load_weights(list(weights.items()))
-    model.freeze()
-    mx.eval(model.parameters())
-    return model
-
-
-def _say(plan: LoadingPlan) -> None:
-    """Tell what is done with quantized weights on the CPU backend: it changes the memory that they take."""
-    sizes = f"{plan.full_nbytes / 1e6:,.0f} MB instead of {plan.packed_nbytes / 1e6:,.0f} MB"
-    if plan.expand:
-        name = str(plan.dtype).removeprefix("mlx.core.")
-        log.warning(f'Quantized weights are expanded to {name} ({sizes}), faster on a CPU; dtype="keep" packs them.')
-    else:
-        log.warning(f"Quantized weights stay packed, which is slow on a CPU: expanded they would take {sizes}.")
-
-
-def _stored_dtype(checkpoint: Checkpoint) -> mx.Dtype:
-    """The type that float matrices are stored in, the widest if there are several."""
-    kinds = {t.stored for t in checkpoint.tensors.values() if len(t.shape) > 1}
-    return {"BF16": mx.bfloat16, "F16": mx.float16}.get(kinds.pop(), mx.float32) if len(kinds) == 1 else mx.float32

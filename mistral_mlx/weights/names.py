@@ -1,12 +1,19 @@
 """What the tensors of a dense model are called, and the shapes that its configuration gives them.
 
-Inside, names and the rotary order are Hugging Face's: a pair of rotated dimensions is (i, i + head_dim/2). GGUF keeps
-pairs side by side, so the rows of its query and key matrices are put in order when they are read.
+Inside, names and the rotary order are Hugging Face's: a pair of rotated dimensions is (i, i + head_dim/2). GGUF and
+Mistral's own files keep pairs side by side, so the rows of their query and key matrices are put in order when read.
 """
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+import mlx.core as mx
+import numpy as np
+
 from mistral_mlx.config import ModelConfig
+
+Rows = TypeVar("Rows", mx.array, np.ndarray)
 
 _GGUF_LAYER = {
     "input_layernorm": "attn_norm",
@@ -18,6 +25,22 @@ _GGUF_LAYER = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+}
+_CONSOLIDATED_LAYER = {
+    "input_layernorm": "attention_norm",
+    "self_attn.q_proj": "attention.wq",
+    "self_attn.k_proj": "attention.wk",
+    "self_attn.v_proj": "attention.wv",
+    "self_attn.o_proj": "attention.wo",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.up_proj": "feed_forward.w3",
+    "mlp.down_proj": "feed_forward.w2",
+}
+_CONSOLIDATED_TOP = {
+    "model.embed_tokens.weight": "tok_embeddings.weight",
+    "model.norm.weight": "norm.weight",
+    "lm_head.weight": "output.weight",
 }
 _GGUF_TOP = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -52,10 +75,19 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def to_gguf(name: str) -> str:
     """GGUF's word for a parameter."""
-    if name in _GGUF_TOP:
-        return _GGUF_TOP[name]
+    return _translate(name, _GGUF_TOP, "blk", _GGUF_LAYER)
+
+
+def to_consolidated(name: str) -> str:
+    """The word for a parameter in Mistral's own files, `consolidated.safetensors` and `consolidated.00.pth`."""
+    return _translate(name, _CONSOLIDATED_TOP, "layers", _CONSOLIDATED_LAYER)
+
+
+def _translate(name: str, top: dict[str, str], layers: str, in_layer: dict[str, str]) -> str:
+    if name in top:
+        return top[name]
     _, _, layer, rest = name.split(".", 3)
-    return f"blk.{layer}.{_GGUF_LAYER[rest.removesuffix('.weight')]}.weight"
+    return f"{layers}.{layer}.{in_layer[rest.removesuffix('.weight')]}.weight"
 
 
 def rotated_heads(name: str, config: ModelConfig) -> int | None:
@@ -65,3 +97,9 @@ def rotated_heads(name: str, config: ModelConfig) -> int | None:
     if name.endswith("k_proj.weight"):
         return config.num_key_value_heads
     return None
+
+
+def half_split(rows: Rows, heads: int) -> Rows:
+    """Rows (heads * head_dim, n) whose rotated pairs lie side by side, the first of every pair before the second."""
+    count, columns = rows.shape
+    return rows.reshape(heads, count // heads // 2, 2, columns).swapaxes(1, 2).reshape(count, columns)

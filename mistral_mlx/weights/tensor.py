@@ -11,20 +11,24 @@ import mlx.core as mx
 
 
 class Quantized(NamedTuple):
-    """A matrix in MLX's affine layout: each group of `group_size` in a row is `scale * q + bias`, q in `bits` bits.
+    """A matrix in one of MLX's quantized layouts, groups of `group_size` in a row sharing a scale.
 
-    weight is (rows, columns * bits / 32) uint32; scales and biases are (rows, columns / group_size) float32.
+    In mode "affine" an element is `scale * q + bias`, q in `bits` bits; in "mxfp4", "mxfp8" and "nvfp4" it is a float
+    of so many bits times its scale, and there are no biases. (Table in the documentation of mlx.core.quantize.)
+
+    weight is (rows, columns * bits / 32) uint32; scales and biases are (rows, columns / group_size).
     """
 
     weight: mx.array
     scales: mx.array
-    biases: mx.array
+    biases: mx.array | None
     group_size: int
     bits: int
+    mode: str
 
     def expand(self) -> mx.array:
         """The matrix itself, (rows, columns) float32."""
-        return mx.dequantize(self.weight, self.scales, self.biases, group_size=self.group_size, bits=self.bits)
+        return mx.dequantize(*self[:3], group_size=self.group_size, bits=self.bits, mode=self.mode, dtype=mx.float32)
 
 
 @dataclass(frozen=True)
@@ -50,3 +54,9 @@ class Tensor:
     def elements(self) -> int:
         """Numbers it stands for."""
         return math.prod(self.shape)
+
+    def array(self) -> mx.array:
+        """`read` where the tensor is not quantized."""
+        value = self.read()
+        assert isinstance(value, mx.array)
+        return value

@@ -21,7 +21,9 @@ from mistral_mlx.config import ModelConfig, Yarn
 from mistral_mlx.errors import ConfigError, InputError, MistralError, OutOfMemoryError, WeightsError
 from mistral_mlx.model.transformer import Transformer
 from mistral_mlx.weights import checkpoint as checkpoint_module
-from mistral_mlx.weights.checkpoint import Checkpoint, load_model, open_checkpoint, read_config
+from mistral_mlx.weights import loading
+from mistral_mlx.weights.checkpoint import Checkpoint, open_checkpoint, read_config
+from mistral_mlx.weights.loading import load_model
 from mistral_mlx.weights.names import expected_shapes, rotated_heads, to_gguf
 from mistral_mlx.weights.tensor import Tensor
 from tests.conftest import GOLDEN, TINY
@@ -273,10 +275,13 @@ def test_a_config_that_is_a_folder_is_refused(folder: Callable[..., Path]) -> No
     assert_refused(path, ConfigError, "config.json")
 
 
-@pytest.mark.parametrize("key", ["quantization", "quantization_config"])
-def test_a_quantized_folder_is_refused_by_name(key: str, folder: Callable[..., Path]) -> None:
-    error = assert_refused(folder(**{key: {"group_size": 64, "bits": 4}}), ConfigError, "quantized")
-    assert "GGUF" in error.hint
+@pytest.mark.parametrize("kind", ["U8", "U32"])
+def test_whole_numbers_that_belong_to_no_quantized_matrix_are_refused(kind: str, folder: Callable[..., Path]) -> None:
+    def store(tensors: dict[str, mx.array]) -> None:
+        norm = "model.norm.weight"
+        tensors[norm] = mx.zeros(tensors[norm].shape, {"U8": mx.uint8, "U32": mx.uint32}[kind])
+
+    assert_refused(folder(weights=store), WeightsError, "model.norm.weight", kind)
 
 
 def test_a_config_of_another_model_is_refused_before_its_weights_are_read(folder: Callable[..., Path]) -> None:
@@ -331,8 +336,8 @@ LARGE = replace(TINY, hidden_size=2**16, vocab_size=2**17, num_hidden_layers=1)
 def test_a_model_larger_than_memory_is_refused_before_anything_is_read(
     dtype: str, size: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint_module, "memory_limit", lambda: 30 * 2**30)
-    monkeypatch.setattr(checkpoint_module, "Transformer", never)
+    monkeypatch.setattr(loading, "memory_limit", lambda: 30 * 2**30)
+    monkeypatch.setattr(loading, "Transformer", never)
     with pytest.raises(OutOfMemoryError) as caught:
         load_model(unread(LARGE), dtype)
     assert size in caught.value.message
@@ -341,14 +346,14 @@ def test_a_model_larger_than_memory_is_refused_before_anything_is_read(
 
 
 def test_quantized_weights_that_do_not_fit_are_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_module, "memory_limit", lambda: 2**30)
+    monkeypatch.setattr(loading, "memory_limit", lambda: 2**30)
     for dtype in (None, "keep", "float32"):
         with pytest.raises(OutOfMemoryError, match=r"16\.0 GiB.* has 1\.0 GiB"):
             load_model(unread(LARGE, "Q8_0", 8, quantized=True), dtype)
 
 
 def test_a_folder_larger_than_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_module, "memory_limit", lambda: 1000)
+    monkeypatch.setattr(loading, "memory_limit", lambda: 1000)
     monkeypatch.setattr(nn.Module, "load_weights", never)
     with pytest.raises(OutOfMemoryError, match="GiB"):
         mm.load(GOLDEN / "window")
@@ -356,7 +361,7 @@ def test_a_folder_larger_than_memory_is_refused(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_model_as_large_as_memory_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = open_checkpoint(GOLDEN / "window")
-    monkeypatch.setattr(checkpoint_module, "memory_limit", lambda: checkpoint.stored_bytes)
+    monkeypatch.setattr(loading, "memory_limit", lambda: checkpoint.stored_bytes)
     load_model(checkpoint, "bfloat16")
 
 

@@ -1,4 +1,4 @@
-"""GGUF, version 2 and 3: a bounded walk of the header, and tensors in MLX's own layouts.
+"""GGUF, version 2 and 3: a bounded walk of the header, and where each tensor lies.
 
 Every count in the header is held against the bytes that are left before anything of that size is made, so what a
 damaged or hostile file can cost is bounded by its own length.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,20 +17,11 @@ import mlx.core as mx
 import numpy as np
 
 from mistral_mlx.errors import WeightsError
+from mistral_mlx.weights.ggml import BLOCKS, PACKED, TYPE_NAMES, read_blocks
+from mistral_mlx.weights.names import half_split
 from mistral_mlx.weights.tensor import Quantized, Tensor
 
 _DAMAGED = "The file is damaged or its download did not finish; fetch it again."
-
-# ggml.h, enum ggml_type: for the names in messages.
-_TYPE_NAMES = dict(enumerate((
-    "F32", "F16", "Q4_0", "Q4_1", "Q4_2", "Q4_3", "Q5_0", "Q5_1", "Q8_0", "Q8_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K",
-    "Q6_K", "Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "I8", "I16", "I32",
-    "I64", "F64", "IQ1_M", "BF16", "Q4_0_4_4", "Q4_0_4_8", "Q4_0_8_8", "TQ1_0", "TQ2_0", "IQ4_NL_4_4", "IQ4_NL_4_8",
-    "IQ4_NL_8_8", "MXFP4", "NVFP4", "Q1_0",
-)))  # fmt: skip
-_BLOCK = {  # elements and bytes of a block
-    "F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "Q4_0": (32, 18), "Q4_1": (32, 20), "Q8_0": (32, 34),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,22 +56,14 @@ class Gguf:
             shape=entry.shape,
             stored=entry.kind,
             nbytes=entry.nbytes,
-            quantized=entry.kind in _PACK,
+            quantized=entry.kind in PACKED,
             read=lambda: self._read(entry, heads),
         )
 
     def _read(self, entry: Entry, heads: int | None) -> mx.array | Quantized:
         raw = np.memmap(self.path, np.uint8, "r", entry.offset, (entry.nbytes,))
-        data = raw.reshape(entry.shape[0], -1)
-        if heads:
-            rows, columns = data.shape
-            data = data.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
-        if entry.kind in _PACK:
-            with np.errstate(invalid="ignore"):  # a scale that is not a number stays one
-                return _PACK[entry.kind](data.reshape(*entry.shape[:-1], -1, _BLOCK[entry.kind][1]))
-        if entry.kind == "BF16":
-            return mx.array(data.view(np.uint16).reshape(entry.shape)).view(mx.bfloat16)
-        return mx.array(data.view(np.float32 if entry.kind == "F32" else np.float16).reshape(entry.shape))
+        data = raw.reshape(*entry.shape[:-1], -1)
+        return read_blocks(entry.kind, half_split(data, heads) if heads else data)
 
 
 def read_header(path: Path) -> Gguf:
@@ -136,13 +118,13 @@ class _Walk:
             raise self.damage(f"tensor {name} has {dims} dimensions")
         shape = tuple(self.scalar("Q") for _ in range(dims))[::-1]
         number, offset = self.scalar("I"), self.scalar("Q")
-        kind = _TYPE_NAMES.get(number, f"number {number}")
-        if kind not in _BLOCK:
+        kind = TYPE_NAMES.get(number, f"number {number}")
+        if kind not in BLOCKS:
             raise WeightsError(
                 f"Tensor {name} in {self.path.name} is of type {kind}, which is not read here.",
-                f"Types read from GGUF: {', '.join(_BLOCK)}. Many models are also published as Q8_0 or F16.",
+                "Fetch the model in another type: Q4_K_M, Q8_0 and F16 are common.",
             )
-        elements, size = _BLOCK[kind]
+        elements, size = BLOCKS[kind]
         if 0 in shape or shape[-1] % elements or (elements > 1 and len(shape) < 2):
             raise self.damage(f"tensor {name} of type {kind} has shape {shape}")
         return Entry(name, shape, kind, offset, math.prod(shape) // elements * size)
@@ -203,44 +185,3 @@ class _Walk:
 
     def damage(self, what: str) -> WeightsError:
         return WeightsError(f"{self.path} is damaged: {what}.", _DAMAGED)
-
-
-# ---- GGUF's blocks in MLX's layout; both mean `scale * q + bias` over groups of 32, so nothing is rounded ----------
-# Each takes (rows, blocks, bytes of a block) uint8.
-
-
-def _pack(bits: int, quants: np.ndarray, scales: np.ndarray, biases: np.ndarray) -> Quantized:
-    """quants (rows, blocks, bytes) hold the group's values from the lowest bit of the first byte on."""
-    rows = quants.shape[0]
-    packed = np.ascontiguousarray(quants).view(np.uint32).reshape(rows, -1)
-    return Quantized(mx.array(packed), mx.array(scales), mx.array(biases), 32, bits)
-
-
-def _half(data: np.ndarray) -> np.ndarray:
-    """The float16 in the two bytes of each block, (rows, blocks) float32."""
-    halves: np.ndarray = np.ascontiguousarray(data).view(np.float16)[..., 0]
-    return halves.astype(np.float32)
-
-
-def _nibbles(data: np.ndarray) -> np.ndarray:
-    """From value j and j + 16 in byte j to values 2j and 2j + 1 in byte j."""
-    values = np.concatenate([data & 0x0F, data >> 4], axis=-1)
-    packed: np.ndarray = values[..., 0::2] | values[..., 1::2] << 4
-    return packed
-
-
-def _pack_q8_0(data: np.ndarray) -> Quantized:
-    scales = _half(data[..., :2])
-    return _pack(8, data[..., 2:] ^ 0x80, scales, -128 * scales)  # signed to offset binary
-
-
-def _pack_q4_0(data: np.ndarray) -> Quantized:
-    scales = _half(data[..., :2])
-    return _pack(4, _nibbles(data[..., 2:]), scales, -8 * scales)
-
-
-def _pack_q4_1(data: np.ndarray) -> Quantized:
-    return _pack(4, _nibbles(data[..., 4:]), _half(data[..., :2]), _half(data[..., 2:4]))
-
-
-_PACK: dict[str, Callable[[np.ndarray], Quantized]] = {"Q8_0": _pack_q8_0, "Q4_0": _pack_q4_0, "Q4_1": _pack_q4_1}

@@ -1,4 +1,4 @@
-"""Hugging Face's safetensors: one `model.safetensors`, or shards that an index lists."""
+"""Safetensors: one file, `model.safetensors` or `consolidated.safetensors`, or shards that an index lists."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from safetensors import SafetensorError, safe_open
 from mistral_mlx.errors import WeightsError
 from mistral_mlx.weights.tensor import Tensor
 
-_TYPES = ("F32", "F16", "BF16")
-_INDEX = "model.safetensors.index.json"
+_TYPES = ("F32", "F16", "BF16", "U32", "U8")  # the last two for parts of quantized matrices
 
 
-def find_files(folder: Path) -> list[Path]:
-    """The weight files of a folder, in order; empty if it holds none.
+def find_files(folder: Path, stem: str = "model") -> list[Path]:
+    """The weight files of a folder that begin with `stem`, in order; empty if it holds none.
 
     Raises:
         WeightsError: the index is broken, or names a shard that is not there.
     """
-    index = folder / _INDEX
+    index = folder / f"{stem}.safetensors.index.json"
     if not index.exists():
-        return sorted(folder.glob("model*.safetensors"))
+        return sorted(folder.glob(f"{stem}*.safetensors"))
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -61,7 +60,7 @@ def read_tensors(files: list[Path]) -> dict[str, Tensor]:
             name, kind = next(iter(unread.items()))
             raise WeightsError(
                 f"{name} in {file.name} is of type {kind}, which is not read here.",
-                f"Types read from safetensors: {', '.join(_TYPES)}.",
+                "Use a copy of the model in BF16, F16 or F32, an MLX folder of it, or a GGUF file.",
             )
         lazy = mx.load(str(file), format="safetensors")
         assert isinstance(lazy, dict)
