@@ -25,10 +25,11 @@ from mistral_mlx.errors import ContextError, InputError, OutOfMemoryError, Token
 from mistral_mlx.model.cache import Cache, cache_bytes
 from mistral_mlx.model.transformer import Transformer
 from mistral_mlx.models import resolve
-from mistral_mlx.text.chat import ChatFormat, MistralChat, gguf_chat
+from mistral_mlx.text.chat import ChatFormat
 from mistral_mlx.text.decoder import StreamDecoder
-from mistral_mlx.text.tokenizer import GgufBpe, SentencePiece, Tokenizer, decode_whole, find_tokenizer
-from mistral_mlx.weights.checkpoint import Checkpoint, open_checkpoint
+from mistral_mlx.text.files import Text, open_text
+from mistral_mlx.text.tokenizer import Tokenizer, decode_whole
+from mistral_mlx.weights.checkpoint import open_checkpoint
 from mistral_mlx.weights.loading import load_model
 
 if TYPE_CHECKING:
@@ -44,19 +45,13 @@ class LLM:
         instruct: whether it says that it was trained to chat: it brings a chat template.
     """
 
-    def __init__(
-        self,
-        model: Transformer,
-        tokenizer: Tokenizer | TokenizerError,
-        chat_format: ChatFormat | TokenizerError,
-        instruct: bool,
-    ) -> None:
+    def __init__(self, model: Transformer, text: Text) -> None:
         """Put together what `load` found; an error in place of something is raised once that is asked for."""
         self.model = model
         self.config: ModelConfig = model.config
-        self.instruct = instruct
-        self._tokenizer = tokenizer
-        self._chat_format = chat_format
+        self.instruct = text.instruct
+        self._tokenizer = text.tokenizer
+        self._chat_format = text.chat_format
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -266,29 +261,5 @@ def load(model: str | Path, *, dtype: str | None = None) -> LLM:
         MistralError: with what to do about it, if the model cannot be found, read, or run exactly.
     """
     checkpoint = open_checkpoint(resolve(model))
-    tokenizer, chat_format, instruct = _read_text(checkpoint)
-    return LLM(load_model(checkpoint, dtype), tokenizer, chat_format, instruct)
-
-
-def _read_text(
-    checkpoint: Checkpoint,
-) -> tuple[Tokenizer | TokenizerError, ChatFormat | TokenizerError, bool]:
-    """The tokenizer and the chat format, or why there are none, and whether the model was trained to chat."""
-    try:
-        if checkpoint.metadata:
-            tokenizer: SentencePiece | GgufBpe = GgufBpe(checkpoint.metadata)
-        else:
-            tokenizer = find_tokenizer(checkpoint.path)
-        if tokenizer.vocab_size > checkpoint.config.vocab_size:
-            raise TokenizerError(
-                f"The tokenizer has {tokenizer.vocab_size} ids, the model {checkpoint.config.vocab_size}.",
-                "The tokenizer is another model's.",
-            )
-    except TokenizerError as error:
-        return error, error, False
-    if isinstance(tokenizer, SentencePiece):
-        return tokenizer, MistralChat(tokenizer), checkpoint.states_chat_template
-    try:
-        return tokenizer, gguf_chat(checkpoint.metadata, tokenizer), True
-    except TokenizerError as error:
-        return tokenizer, error, False
+    text = open_text(checkpoint.path, checkpoint.metadata, checkpoint.config.vocab_size)
+    return LLM(load_model(checkpoint, dtype), text)

@@ -20,6 +20,7 @@ from mlx.utils import tree_flatten
 import mistral_mlx as mm
 from mistral_mlx.model.transformer import Transformer
 from mistral_mlx.models import resolve
+from mistral_mlx.text.files import Text
 from mistral_mlx.text.tokenizer import decode_whole
 from tests.conftest import GOLDEN, TINY, make_model
 
@@ -29,7 +30,7 @@ SPM = {"v1": "tokenizer.model.v1", "v3": "mistral_instruct_tokenizer_240323.mode
 
 def bare(model: Transformer) -> mm.LLM:
     """A model that came without a tokenizer."""
-    return mm.LLM(model, mm.TokenizerError("none"), mm.TokenizerError("none"), False)
+    return mm.LLM(model, Text(mm.TokenizerError("none"), mm.TokenizerError("none"), False))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def talker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "layer_types": ["sliding_attention", "full_attention"], "tie_word_embeddings": False, "eos_token_id": 2,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "chat_template.jinja").write_text("a sign that this model was trained to chat")
+    (folder / "chat_template.jinja").write_text("[INST]")
     shutil.copy(Path(mistral_common.__file__).parent / "data" / SPM[version], folder / "tokenizer.model")
     return mm.load(folder)
 

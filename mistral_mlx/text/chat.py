@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, NoReturn, Protocol
 
 from mistral_mlx.errors import InputError, TokenizerError
-from mistral_mlx.text.tokenizer import GgufBpe, SentencePiece, checked_text
+from mistral_mlx.text.sentencepiece import SentencePiece
+from mistral_mlx.text.tekken import Tekken
+from mistral_mlx.text.tokenizer import Tokenizer, checked_text
 
 Role = Literal["system", "user", "assistant"]
 
@@ -46,19 +52,19 @@ class ChatFormat(Protocol):
 
 
 class MistralChat:
-    """Mistral's instruct formats v1, v2, v3 and v7, by mistral-common."""
+    """Mistral's instruct formats, by mistral-common."""
 
-    def __init__(self, tokenizer: SentencePiece) -> None:
+    def __init__(self, tokenizer: SentencePiece | Tekken) -> None:
         self._tokenizer = tokenizer
+        self._answers: dict[str, list[int]] = {}  # ids that were sampled, by the placeholder that stands for them
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         from mistral_common.exceptions import MistralCommonException
         from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMessage, UserMessage
         from mistral_common.protocol.instruct.request import ChatCompletionRequest
 
-        answers = self._common.instruct_tokenizer.tokenizer.answers
+        answers, mark = self._answers, _Mark()
         answers.clear()
-        mark = _Mark()
         turns: list[Any] = []
         for index, message in enumerate(messages):
             checked_text(message.content)
@@ -94,22 +100,25 @@ class MistralChat:
         from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
         from mistral_common.tokens.tokenizers.sentencepiece import SentencePieceTokenizer
 
-        class WithAnswers(SentencePieceTokenizer):
-            """Encodes the placeholder of an answer as the ids that were sampled for it."""
+        version, settings = TokenizerVersion(self._tokenizer.version), None
+        tokenizer: Any
+        if isinstance(self._tokenizer, Tekken):
+            tokenizer, settings = copy(self._tokenizer.common), self._tokenizer.common.model_settings_builder
+        else:
+            with TemporaryDirectory() as folder:  # it only opens files, and ours may have come out of a GGUF
+                file = Path(folder) / "tokenizer.model"
+                file.write_bytes(self._tokenizer.proto)
+                tokenizer = SentencePieceTokenizer(file, version)
+        plain = tokenizer.encode
 
-            def __init__(self, *args: Any) -> None:
-                super().__init__(*args)
-                self.answers: dict[str, list[int]] = {}
+        def encode(text: str, bos: bool, eos: bool) -> list[int]:
+            answer = self._answers.pop(text, None)
+            return list(plain(text, bos, eos)) if answer is None else answer
 
-            def encode(self, s: str, bos: bool, eos: bool) -> list[int]:
-                answer = self.answers.pop(s, None)
-                return super().encode(s, bos, eos) if answer is None else answer
-
-        version = TokenizerVersion(self._tokenizer.version)
-        tokenizer = WithAnswers(self._tokenizer.path, version)
+        tokenizer.encode = encode
         kind = getattr(instruct, f"InstructTokenizer{version.value.upper()}")
         return MistralTokenizer(
-            kind(tokenizer), get_validator(version, ValidationMode.test), get_normalizer(version, None)
+            kind(tokenizer), get_validator(version, ValidationMode.test), get_normalizer(version, settings)
         )
 
 
@@ -120,13 +129,19 @@ class TemplateChat:
     tokens that the template writes.
     """
 
-    def __init__(self, template: str, tokenizer: GgufBpe, bos: str = "", eos: str = "") -> None:
+    def __init__(self, template: str, tokenizer: Tokenizer, bos: str = "", eos: str = "") -> None:
         """Raises TokenizerError if the template is not valid Jinja."""
         from jinja2 import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         self._tokenizer = tokenizer
-        self._given = {"bos_token": bos, "eos_token": eos, "add_generation_prompt": True, "raise_exception": _refuse}
+        self._given = {
+            "bos_token": bos,
+            "eos_token": eos,
+            "add_generation_prompt": True,
+            "raise_exception": _refuse,
+            "strftime_now": lambda form: datetime.now().astimezone().strftime(form),
+        }
         try:
             # The settings that transformers renders templates with.
             environment = ImmutableSandboxedEnvironment(
@@ -141,21 +156,32 @@ class TemplateChat:
     def encode(self, messages: Sequence[Message]) -> list[int]:
         mark = _Mark()
         text = self._render([{"role": m.role, "content": mark.padded(i)} for i, m in enumerate(messages)])
-        ids: list[int] = []
+        # Text stands together up to the next control token or sampled answer, as it would in the rendered whole.
+        runs: list[str | list[int]] = []
         found: list[int] = []
         end = 0
         for place in mark.pattern.finditer(text):
-            ids += self._written(text[end : place.start()])
+            runs += self._written(text[end : place.start()])
             found.append(int(place["index"]))
-            ids += self._said(messages[found[-1]], trim_left=not place["left"], trim_right=not place["right"])
+            runs.append(self._said(messages[found[-1]], trim_left=not place["left"], trim_right=not place["right"]))
             end = place.end()
-        ids += self._written(text[end:])
+        runs += self._written(text[end:])
         pieces_of_marks = set(mark.pattern.sub("", text)) & set(mark.padded(0)[:5])
         if found != list(range(len(messages))) or pieces_of_marks:
             raise InputError(
                 "The model's chat template leaves out, repeats or reorders parts of this conversation.",
                 "It may not know the system role: put that text into the first message, or use --raw.",
             )
+        ids: list[int] = []
+        said = ""
+        for run in [*runs, []]:
+            if isinstance(run, str):
+                said += run
+                continue
+            if said:
+                ids += self._tokenizer.encode(said, follows=bool(ids))
+                said = ""
+            ids += run
         return ids
 
     def _render(self, turns: list[dict[str, str]]) -> str:
@@ -164,40 +190,21 @@ class TemplateChat:
         except Exception as error:  # a template can fail in any way that a program can
             raise InputError(f"The model's chat template refuses this conversation: {error}.") from error
 
-    def _said(self, message: Message, *, trim_left: bool, trim_right: bool) -> list[int]:
+    def _said(self, message: Message, *, trim_left: bool, trim_right: bool) -> str | list[int]:
         if message.ids is None:
             content = message.content.lstrip() if trim_left else message.content
-            return self._tokenizer.encode(content.rstrip() if trim_right else content)
+            return content.rstrip() if trim_right else content
         return [i for i in message.ids if i not in self._tokenizer.stop_ids]
 
-    def _written(self, text: str) -> list[int]:
-        """Encode the template's own text, in which names of control tokens mean the tokens."""
-        ids: list[int] = []
-        for part in self._control_names.split(text):
-            if part in self._tokenizer.control:
-                ids.append(self._tokenizer.control[part])
-            elif part:
-                ids += self._tokenizer.encode(part)
-        return ids
+    def _written(self, text: str) -> list[str | list[int]]:
+        """The template's own text, in which names of control tokens mean the tokens."""
+        control = self._tokenizer.control
+        return [[control[part]] if part in control else part for part in self._control_names.split(text)]
 
     @cached_property
     def _control_names(self) -> re.Pattern[str]:
         longest_first = sorted(filter(None, self._tokenizer.control), key=len, reverse=True)
         return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")" if longest_first else r"(?!)")
-
-
-def gguf_chat(metadata: Mapping[str, Any], tokenizer: GgufBpe) -> TemplateChat:
-    """The chat format that a GGUF file brings along.
-
-    Raises:
-        TokenizerError: it brings none, or a broken one.
-    """
-    template = metadata.get("tokenizer.chat_template")
-    if not isinstance(template, str):
-        raise TokenizerError("This model brings no chat template.", "Generate from plain text: LLM.generate, or --raw.")
-    bos, eos = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos"))
-    spell = [tokenizer.piece(i) if isinstance(i, int) and 0 <= i < tokenizer.vocab_size else "" for i in (bos, eos)]
-    return TemplateChat(template, tokenizer, *spell)
 
 
 _PAD = "\u2003\u2002\u2003\u2002"  # em and en spaces

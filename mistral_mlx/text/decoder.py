@@ -26,14 +26,14 @@ class StreamDecoder:
         self.stop_ids = tokenizer.stop_ids
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._drop_space = tokenizer.drops_first_space and not continues
+        self._begins = not continues
 
     def feed(self, token: int) -> str:
         """The text that this id completes; often a word, sometimes nothing."""
         data = self._tokenizer.token_bytes(token)
-        if data and self._drop_space:
-            data = data.removeprefix(b" ")
-            self._drop_space = False
+        if data and self._begins:
+            data = self._tokenizer.first_bytes(token)
+            self._begins = False
         return self._utf8.decode(data)
 
     def flush(self) -> str:

@@ -46,14 +46,6 @@ class Checkpoint:
         """Bytes that the tensors take on disk."""
         return sum(t.nbytes for t in self.tensors.values())
 
-    @property
-    def states_chat_template(self) -> bool:
-        """Whether a folder brings a chat template, which base models do not."""
-        if (self.path / "chat_template.jinja").exists():
-            return True
-        settings = self.path / "tokenizer_config.json"
-        return settings.exists() and bool(_read_json(settings).get("chat_template"))
-
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Describe and check the model at `path`.

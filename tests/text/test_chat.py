@@ -11,8 +11,9 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 import mistral_mlx as mm
 from mistral_mlx.models import resolve
-from mistral_mlx.text.chat import Message, MistralChat, TemplateChat, gguf_chat
-from mistral_mlx.text.tokenizer import GgufBpe
+from mistral_mlx.text.bpe import Bpe
+from mistral_mlx.text.chat import Message, MistralChat, TemplateChat
+from mistral_mlx.text.files import open_text
 from mistral_mlx.weights.formats.gguf import read_header
 from tests.text.test_tokenizer import SPM, bpe  # noqa: F401
 
@@ -93,13 +94,14 @@ def test_a_conversation_that_cannot_be_answered_is_refused(messages: list[Messag
 
 
 @pytest.fixture(scope="module")
-def demo_chat(bpe: GgufBpe) -> TemplateChat:  # noqa: F811
-    chat = gguf_chat(read_header(resolve("demo")).metadata, bpe)
-    assert chat is not None
+def demo_chat(bpe: Bpe) -> TemplateChat:  # noqa: F811
+    path = resolve("demo")
+    chat = open_text(path, read_header(path).metadata, 10**6).chat_format
+    assert isinstance(chat, TemplateChat)
     return chat
 
 
-def test_the_demo_template(demo_chat: TemplateChat, bpe: GgufBpe) -> None:  # noqa: F811
+def test_the_demo_template(demo_chat: TemplateChat, bpe: Bpe) -> None:  # noqa: F811
     def turn(role: str, text: str) -> list[int]:
         return [1, *bpe.encode(f"{role}\n{text}"), 2, *bpe.encode("\n")]
 
@@ -127,7 +129,7 @@ def test_users_cannot_forge_the_template_tokens(demo_chat: TemplateChat) -> None
     assert [i for i in forged if i in (1, 2)] == [i for i in plain if i in (1, 2)]
 
 
-def test_placeholders_in_what_people_write_are_text(demo_chat: TemplateChat, bpe: GgufBpe) -> None:  # noqa: F811
+def test_placeholders_in_what_people_write_are_text(demo_chat: TemplateChat, bpe: Bpe) -> None:  # noqa: F811
     odd = "\ue0000\ue001"
     plain = demo_chat.encode([Message("user", "x"), Message("assistant", "b"), Message("user", "x")])
     ids = demo_chat.encode([Message("user", odd), Message("assistant", "b"), Message("user", odd)])
@@ -156,12 +158,12 @@ def test_a_template_keeps_sampled_ids(demo_chat: TemplateChat) -> None:
         ("{{ ''.__class__.__mro__ }}", "refuses"),
     ],
 )
-def test_templates_that_lose_or_refuse_a_message(template: str, message: str, bpe: GgufBpe) -> None:  # noqa: F811
+def test_templates_that_lose_or_refuse_a_message(template: str, message: str, bpe: Bpe) -> None:  # noqa: F811
     with pytest.raises(mm.InputError, match=message):
         TemplateChat(template, bpe).encode(TALK)
 
 
-def test_a_template_that_trims_is_followed(bpe: GgufBpe) -> None:  # noqa: F811
+def test_a_template_that_trims_is_followed(bpe: Bpe) -> None:  # noqa: F811
     trimming = "{% for m in messages %}<|im_start|> {{ m.content | trim }} <|im_end|>{% endfor %}"
     plain = trimming.replace(" | trim", "")
     padded, bare = [Message("user", "  hello\n")], [Message("user", "hello")]
@@ -169,11 +171,11 @@ def test_a_template_that_trims_is_followed(bpe: GgufBpe) -> None:  # noqa: F811
     assert TemplateChat(plain, bpe).encode(padded) != TemplateChat(plain, bpe).encode(bare)
 
 
-def test_a_tokenizer_without_control_tokens_encodes_the_template_whole(bpe: GgufBpe) -> None:  # noqa: F811
+def test_a_tokenizer_without_control_tokens_encodes_the_template_whole(bpe: Bpe) -> None:  # noqa: F811
     chat = TemplateChat("Question: {{ messages[0].content }}", bpe)
     control, bpe.control = bpe.control, {}
     try:
-        assert chat.encode([Message("user", "hello")]) == bpe.encode("Question: ") + bpe.encode("hello")
+        assert chat.encode([Message("user", "hello")]) == bpe.encode("Question: hello")
     finally:
         bpe.control = control
 
@@ -192,6 +194,6 @@ def test_text_that_is_not_unicode_is_refused(version: str, demo_chat: TemplateCh
             chat.encode([Message("user", "caf\udce9")])
 
 
-def test_a_broken_template_says_so(bpe: GgufBpe) -> None:  # noqa: F811
+def test_a_broken_template_says_so(bpe: Bpe) -> None:  # noqa: F811
     with pytest.raises(mm.TokenizerError, match="template is broken"):
         TemplateChat("{% for %}", bpe)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+
+import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import decoders
 
+from mistral_mlx.text.bpe import Bpe
 from mistral_mlx.text.decoder import StreamDecoder
-from mistral_mlx.text.tokenizer import GgufBpe, SentencePiece, Tokenizer, decode_whole
-from tests.text.test_tokenizer import SPM, bpe  # noqa: F401
+from mistral_mlx.text.sentencepiece import SentencePiece
+from mistral_mlx.text.tekken import Tekken
+from mistral_mlx.text.tokenizer import Tokenizer, decode_whole
+from tests.text.test_tokenizer import DATA, SPM, bpe  # noqa: F401
 
 
 def stream(tokenizer: Tokenizer, ids: list[int], *, continues: bool = False) -> list[str]:
@@ -15,19 +24,56 @@ def stream(tokenizer: Tokenizer, ids: list[int], *, continues: bool = False) -> 
     return [*(decoder.feed(i) for i in ids), decoder.flush()]
 
 
-@settings(max_examples=400)
-@given(st.sampled_from(list(SPM)), st.data())
-def test_streaming_any_ids_equals_decoding_them_whole(version: str, data: st.DataObject) -> None:
-    tokenizer = SPM[version]
-    ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=30))
-    assert "".join(stream(tokenizer, ids)) == decode_whole(tokenizer, ids)
+def peers() -> dict[str, tuple[Tokenizer, Callable[[list[int]], str]]]:
+    """Each tokenizer, and how a library that is not ours decodes a whole."""
+    found: dict[str, tuple[Tokenizer, Callable[[list[int]], str]]] = {
+        version: (model, model._model.decode) for version, model in SPM.items()
+    }
+    tekken = Tekken(DATA / "tekken_240718.json")
+    return found | {"tekken": (tekken, tekken.common.decode)}
 
 
-@settings(max_examples=200)
-@given(st.data())
-def test_the_same_for_the_demo(bpe: GgufBpe, data: st.DataObject) -> None:  # noqa: F811
-    ids = data.draw(st.lists(st.integers(0, bpe.vocab_size - 1), max_size=30))
-    assert "".join(stream(bpe, ids)) == decode_whole(bpe, ids)
+def one_for_many(text: str) -> str:
+    """Libraries differ in how many U+FFFD they write for a run of bytes that are no character."""
+    return re.sub("\ufffd+", "\ufffd", text)
+
+
+@pytest.mark.parametrize("name", [*SPM, "tekken", "demo"])
+def test_streaming_random_ids_equals_decoding_them_whole(name: str, bpe: Bpe) -> None:  # noqa: F811
+    """10,000 sequences, half of them rich in single bytes."""
+    bpe._bpe.decoder = decoders.ByteLevel()
+    tokenizer, whole = {**peers(), "demo": (bpe, bpe._bpe.decode)}[name]
+    rng = np.random.default_rng(0)
+    spoken = np.array(sorted(set(range(tokenizer.vocab_size)) - set(tokenizer.control.values())))
+    single = np.array([i for i in spoken.tolist() if len(tokenizer.token_bytes(i)) == 1])
+    for _ in range(10_000):
+        ids = rng.choice(spoken, rng.integers(0, 16))
+        if rng.random() < 0.5:
+            ids = np.where(rng.random(ids.size) < 0.7, rng.choice(single, ids.size), ids)
+        text = "".join(stream(tokenizer, ids.tolist()))
+        assert text == decode_whole(tokenizer, ids.tolist())
+        assert one_for_many(text) == one_for_many(whole(ids.tolist()))
+
+
+@pytest.mark.parametrize("name", [*SPM, "tekken", "demo"])
+def test_text_cut_anywhere_shows_no_broken_character_before_the_end(name: str, bpe: Bpe) -> None:  # noqa: F811
+    tokenizer = {**peers(), "demo": (bpe, None)}[name][0]
+    rng = np.random.default_rng(1)
+    for _ in range(500):
+        text = "".join(chr(c) for c in rng.integers(0x80, 0xD7FF, 8)) + "🦙" * int(rng.integers(0, 3))
+        ids = tokenizer.encode(text)
+        pieces = stream(tokenizer, ids[: int(rng.integers(0, len(ids) + 1))])
+        shown = "".join(pieces[:-1])
+        assert "\ufffd" not in shown
+        assert text.startswith(shown)
+
+
+@pytest.mark.parametrize("version", ["v3", "tekken"])
+def test_control_tokens_anywhere_change_no_text(version: str) -> None:
+    tokenizer = peers()[version][0]
+    ids = tokenizer.encode("a 🦙 naïve")
+    for at in range(len(ids) + 1):
+        assert "".join(stream(tokenizer, [*ids[:at], 3, *ids[at:]])) == "a 🦙 naïve"
 
 
 @settings(max_examples=200)

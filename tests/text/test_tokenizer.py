@@ -12,7 +12,10 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 import mistral_mlx as mm
 from mistral_mlx.models import resolve
-from mistral_mlx.text.tokenizer import GgufBpe, SentencePiece, decode_whole, find_tokenizer
+from mistral_mlx.text.bpe import Bpe
+from mistral_mlx.text.files import find_tokenizer, gguf_tokenizer
+from mistral_mlx.text.sentencepiece import SentencePiece
+from mistral_mlx.text.tokenizer import decode_whole
 from mistral_mlx.weights.formats.gguf import read_header
 
 DATA = Path(mistral_common.__file__).parent / "data"
@@ -22,7 +25,7 @@ FILES = {
     "v3": "mistral_instruct_tokenizer_240323.model.v3",
     "v7": "mistral_instruct_tokenizer_241114.model.v7",
 }
-SPM = {version: SentencePiece(DATA / name) for version, name in FILES.items()}
+SPM = {version: SentencePiece((DATA / name).read_bytes()) for version, name in FILES.items()}
 COMMON = {"v1": MistralTokenizer.v1(), "v2": MistralTokenizer.v2(), "v3": MistralTokenizer.v3()}
 TEXTS = [
     "Hello", " leading", "  two", "a\nb", "\n", "naïve café", "🦙 llama", "日本語", "<s></s>[INST] [/INST]", "", "1234",
@@ -31,11 +34,13 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def bpe() -> GgufBpe:
+def bpe() -> Bpe:
     try:
-        return GgufBpe(read_header(resolve("demo")).metadata)
+        tokenizer = gguf_tokenizer(read_header(resolve("demo")).metadata)
     except mm.InputError as error:
         pytest.skip(error.message)
+    assert isinstance(tokenizer, Bpe)
+    return tokenizer
 
 
 @pytest.mark.parametrize("version", FILES)
@@ -69,24 +74,24 @@ _UNKNOWN = "\x04\x06\x13\x14\x16\x1d"
 
 @settings(max_examples=200)
 @given(st.text(st.characters(exclude_characters=_UNKNOWN, max_codepoint=0x3FFFF, exclude_categories=["Cs"])))
-def test_the_demo_tokenizer_gives_the_text_back(bpe: GgufBpe, text: str) -> None:
+def test_the_demo_tokenizer_gives_the_text_back(bpe: Bpe, text: str) -> None:
     assert decode_whole(bpe, bpe.encode(text)) == text
 
 
-def test_names_of_control_tokens_in_text_are_text(bpe: GgufBpe) -> None:
+def test_names_of_control_tokens_in_text_are_text(bpe: Bpe) -> None:
     for name in bpe.control:
         assert not set(bpe.encode(f"a{name}b")) & set(bpe.control.values())
     for version in ("v2", "v3", "v7"):
         assert not {3, 4} & set(SPM[version].encode("[INST] hi [/INST]</s>"))
 
 
-def test_control_tokens_are_not_shown(bpe: GgufBpe) -> None:
+def test_control_tokens_are_not_shown(bpe: Bpe) -> None:
     assert decode_whole(bpe, [1, *bpe.encode("hi"), 2]) == "hi"
     assert decode_whole(SPM["v3"], [1, 3, *SPM["v3"].encode("hi"), 4, 2]) == "hi"
 
 
 @pytest.mark.slow
-def test_the_demo_ids_equal_those_of_transformers(bpe: GgufBpe) -> None:
+def test_the_demo_ids_equal_those_of_transformers(bpe: Bpe) -> None:
     from transformers import AutoTokenizer
 
     path = resolve("demo")
@@ -95,7 +100,7 @@ def test_the_demo_ids_equal_those_of_transformers(bpe: GgufBpe) -> None:
         assert bpe.encode(text) == theirs.encode(text, add_special_tokens=False)
 
 
-def test_ids_past_the_vocabulary_stand_for_nothing(bpe: GgufBpe) -> None:
+def test_ids_past_the_vocabulary_stand_for_nothing(bpe: Bpe) -> None:
     assert all(t.token_bytes(t.vocab_size + 5) == b"" for t in (bpe, *SPM.values()))
 
 
@@ -115,7 +120,19 @@ def test_a_damaged_tokenizer_says_so(tmp_path: Path) -> None:
     ("metadata", "message"),
     [
         ({}, "holds no tokenizer"),
-        ({"tokenizer.ggml.model": "llama"}, "not read here"),
+        ({"tokenizer.ggml.model": "bert"}, "not read here"),
+        ({"tokenizer.ggml.model": ["llama"]}, "not read here"),
+        ({"tokenizer.ggml.model": "llama"}, "damaged"),
+        (
+            {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": ["a"], "tokenizer.ggml.scores": [],
+             "tokenizer.ggml.token_type": [1], "tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.eos_token_id": 0},
+            "damaged",
+        ),
+        (
+            {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": ["a", "a"], "tokenizer.ggml.scores": [0.0, 0.0],
+             "tokenizer.ggml.token_type": [1, 1], "tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.eos_token_id": 0},
+            "damaged",
+        ),
         ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "unheard-of"}, "unheard-of"),
         ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm"}, "damaged"),
         (
@@ -127,4 +144,4 @@ def test_a_damaged_tokenizer_says_so(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_gguf_tokenizer_that_cannot_be_used_says_why(metadata: dict[str, object], message: str) -> None:
     with pytest.raises(mm.TokenizerError, match=message):
-        GgufBpe(metadata)
+        gguf_tokenizer(metadata)

@@ -187,7 +187,7 @@ def test_metadata_is_what_the_gguf_package_wrote(write: Write) -> None:
     metadata = open_checkpoint(path).metadata
     assert metadata["general.name"] == "a name"
     assert metadata["tokenizer.ggml.tokens"] == ["a", "", "\N{LLAMA}"]
-    assert metadata["tokenizer.ggml.token_type"] == [1, 3, 1]
+    assert list(metadata["tokenizer.ggml.token_type"]) == [1, 3, 1]
     assert metadata["tokenizer.ggml.add_bos_token"] is True
     assert open_checkpoint(path).config.eos_token_ids == (2,)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,9 +155,9 @@ class _Walk:
             code = self.code(of)
             size = struct.calcsize(code)
             self.claim(count * size)
-            values = struct.unpack_from(f"<{count}{code}", self.data, self.at)
+            values = array("B" if code == "?" else code, self.data[self.at : self.at + count * size])
             self.at += count * size
-            return list(values)
+            return values
         return self.scalar(self.code(kind))
 
     def code(self, kind: int) -> str:
