@@ -47,3 +47,7 @@ class ContextError(InputError):
 
 class OutOfMemoryError(MistralError):
     """The model or its cache would not fit this machine; raised before anything is allocated."""
+
+
+class HubError(MistralError):
+    """A model cannot be fetched from the hub: network, licence, token, name or disk."""
