@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mistral_mlx.errors import (
         ConfigError,
         ContextError,
+        HubError,
         InputError,
         MistralError,
         OutOfMemoryError,
@@ -39,6 +40,7 @@ __all__ = [
     "Completion",
     "ConfigError",
     "ContextError",
+    "HubError",
     "InputError",
     "Message",
     "MistralError",
@@ -59,6 +61,7 @@ _HOMES = {
     "mistral_mlx.errors": (
         "ConfigError",
         "ContextError",
+        "HubError",
         "InputError",
         "MistralError",
         "OutOfMemoryError",
