@@ -104,6 +104,14 @@ def peak_memory() -> int:
     return mx.get_peak_memory()
 
 
+def release_thread() -> None:
+    """Let MLX forget the thread that ends now: it aborts a process that exits while one that used it is still known."""
+    if "mlx.core" in sys.modules:
+        import mlx.core as mx
+
+        mx.clear_streams()
+
+
 def memory_limit() -> int:
     """Bytes that weights and cache may take together: what Metal recommends to keep on the GPU, else all memory."""
     import mlx.core as mx

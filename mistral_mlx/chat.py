@@ -89,7 +89,7 @@ class Chat:
         sampling: dict[str, Any],
     ) -> Iterator[Chunk]:
         """Check everything, then answer `text` after the messages `before`."""
-        params = SamplingParams.of(sampling)
+        params = self._llm.params(sampling)
         if not isinstance(text, str) or not text:
             raise InputError("The message is empty.", "Say something.")
         messages = [*before, Message("user", text)]
@@ -125,7 +125,16 @@ class Chat:
             # Also when the reader stopped listening: what was said stays said.
             self._held = (ids + said)[: self._cache.position]
             if said:
-                self.messages = [*messages, Message("assistant", text, tuple(said))]
+                self.messages = [*messages, Message("assistant", text, tuple(self._shown(said, text, params)))]
+
+    def _shown(self, said: list[int], text: str, params: SamplingParams) -> list[int]:
+        """Of the ids that were sampled those that a stop string left, or the text's own where it ends inside one."""
+        if not params.stop or said[-1] in self._llm.stop_ids:
+            return said
+        kept = list(said)
+        while kept and len(self._llm.decode(kept)) > len(text):
+            kept.pop()
+        return kept if kept and self._llm.decode(kept) == text else self._llm.tokenizer.encode(text, follows=True)
 
     def _take_up(self, ids: list[int]) -> int:
         """Bring the cache to the longest beginning of `ids` that it can stand after, and return its length."""

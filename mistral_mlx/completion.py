@@ -37,24 +37,29 @@ class Chunk:
 
     Attributes:
         text: new text; empty while a character is incomplete.
-        tokens: new ids, with `logprobs`, the log-probability that the model gave each.
-        finish_reason: "stop" (a stop token), "length" (max_tokens or the context is used up), "cancelled".
+        tokens: new ids, with `logprobs`, the log-probability that the model gave each, and `top_logprobs`, the
+            likeliest ids at each step with theirs, as many as the option `logprobs` asks for.
+        finish_reason: "stop" (a stop token or string), "length" (max_tokens or the context is used up), "cancelled".
     """
 
     text: str
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[dict[int, float]] = field(default_factory=list)
     finish_reason: str | None = None
     stats: Stats | None = None
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A whole answer: its text, the ids that were sampled (a stop token is the last), and their log-probabilities."""
+    """A whole answer: its text; the ids that were sampled, of which a stop token is the last, or some wrote a stop
+    string that is not in the text; and their log-probabilities, as in `Chunk`.
+    """
 
     text: str
     tokens: list[int]
     logprobs: list[float]
+    top_logprobs: list[dict[int, float]]
     finish_reason: str
     stats: Stats
 
@@ -69,6 +74,7 @@ class Completion:
             text="".join(c.text for c in every),
             tokens=[i for c in every for i in c.tokens],
             logprobs=[p for c in every for p in c.logprobs],
+            top_logprobs=[t for c in every for t in c.top_logprobs],
             finish_reason=last.finish_reason,
             stats=last.stats,
         )

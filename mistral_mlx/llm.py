@@ -7,7 +7,7 @@ here runs on the thread that calls it, and a model is used from the thread that 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
@@ -26,7 +26,7 @@ from mistral_mlx.model.cache import Cache, cache_bytes
 from mistral_mlx.model.transformer import Transformer
 from mistral_mlx.models import resolve
 from mistral_mlx.text.chat import ChatFormat
-from mistral_mlx.text.decoder import StreamDecoder
+from mistral_mlx.text.decoder import StopStrings, StreamDecoder
 from mistral_mlx.text.files import Text, open_text
 from mistral_mlx.text.tokenizer import Tokenizer, decode_whole
 from mistral_mlx.weights.checkpoint import open_checkpoint
@@ -141,9 +141,9 @@ class LLM:
             InputError: an option that does not exist or is out of range, an empty prompt, an id outside the vocabulary.
             ContextError: the prompt is longer than the model can attend to.
             OutOfMemoryError: keys and values of prompt and answer would not fit beside the weights.
-            TokenizerError: text, and the model came without a tokenizer.
+            TokenizerError: text or a stop string, and the model came without a tokenizer.
         """
-        params = SamplingParams.of(sampling)
+        params = self.params(sampling)
         ids = self.checked(self.encode(prompt) if isinstance(prompt, str) else prompt)
         self.check_room(len(ids), params.max_tokens)
         cache = self.model.make_cache(len(ids) + params.max_tokens)
@@ -176,6 +176,26 @@ class LLM:
                     f"{i!r} is not a token id of this model.", f"Ids are whole numbers from 0 to {size - 1}."
                 )
         return [int(i) for i in checked]
+
+    def params(self, options: Mapping[str, Any]) -> SamplingParams:
+        """Sampling options as parameters that fit this model.
+
+        Raises:
+            InputError: an option that does not exist or is out of range, or a bias of an id that does not exist.
+            TokenizerError: a stop string, and the model came without a tokenizer.
+        """
+        params = SamplingParams.of(options)
+        if params.logit_bias:
+            self.checked(params.logit_bias)
+        if params.stop:
+            _ = self.tokenizer
+        return params
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """The ids that end an answer: the configuration's and the tokenizer's."""
+        own = frozenset() if isinstance(self._tokenizer, TokenizerError) else self._tokenizer.stop_ids
+        return own | set(self.config.eos_token_ids)
 
     def check_room(self, prompt: int, max_tokens: int) -> None:
         """Refuse what the model cannot attend to, or this machine cannot hold, before anything is allocated.
@@ -217,20 +237,22 @@ class LLM:
         decoder = (
             None if isinstance(self._tokenizer, TokenizerError) else StreamDecoder(self._tokenizer, continues=continues)
         )
-        stops = set(self.config.eos_token_ids) | (decoder.stop_ids if decoder else frozenset())
+        stop_ids, stops = self.stop_ids, StopStrings(params.stop)
         if (limit := self.config.context_length) is not None:
             params = replace(params, max_tokens=max(1, min(params.max_tokens, limit - len(ids) + 1)))
 
         finish, count = "cancelled", 0
         logits = prefill(self.model, ids[reused:], cache, progress=progress, cancelled=cancelled)
         if logits is not None:
-            for token in decode(self.model, logits, cache, params, cancelled=cancelled):
+            for token in decode(self.model, logits, cache, params, ids, cancelled=cancelled):
                 if count == 0:
                     first = time.perf_counter()
                 count += 1
-                stopped = token.id in stops
-                yield Chunk("" if stopped or not decoder else decoder.feed(token.id), [token.id], [token.logprob])
-                if stopped:
+                stopped = token.id in stop_ids
+                text = "" if stopped or not decoder else stops.feed(decoder.feed(token.id))
+                top = [token.top] if params.logprobs else []
+                yield Chunk(text, [token.id], [token.logprob], top)
+                if stopped or stops.found:
                     finish = "stop"
                     break
                 if count == params.max_tokens:
@@ -246,7 +268,11 @@ class LLM:
             cache_bytes=cache.nbytes,
             peak_memory_bytes=peak_memory(),
         )
-        yield Chunk(decoder.flush() if decoder else "", finish_reason=finish, stats=stats)
+        rest = stops.feed(decoder.flush()) if decoder and not stops.found else ""
+        if stops.found:
+            finish = "stop"
+        rest += stops.flush()
+        yield Chunk(rest, finish_reason=finish, stats=stats)
 
 
 def load(model: str | Path, *, dtype: str | None = None) -> LLM:

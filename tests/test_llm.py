@@ -169,8 +169,8 @@ def test_ids_may_come_as_arrays(golden: mm.LLM) -> None:
 
 
 def test_an_option_that_does_not_exist_is_refused_at_once(golden: mm.LLM) -> None:
-    with pytest.raises(mm.InputError, match="no option repetition_penalty, top_q"):
-        golden.stream(PROMPT, top_q=0.3, repetition_penalty=1.1)
+    with pytest.raises(mm.InputError, match="no option temprature, top_q"):
+        golden.stream(PROMPT, top_q=0.3, temprature=1.1)
     with pytest.raises(mm.InputError, match="temperature"):
         golden.stream(PROMPT, temperature=-1)  # when called, not when first read
     for chunk in (0, 1.5, True, "a"):
@@ -231,6 +231,66 @@ def test_on_a_gpu_quantized_weights_stay_packed_and_compute_in_bfloat16(monkeypa
     info = models.info("demo")
     assert info.dtype == "bfloat16"
     assert info.loaded_bytes == plan.nbytes < 100e6
+
+
+# ---- penalties, stop strings, alternatives ----------------------------------------------------------------------
+
+
+def test_an_answer_ends_before_a_stop_string_wherever_tokens_end(talker: mm.LLM) -> None:
+    options = {"max_tokens": 40, "temperature": 1.0, "seed": 5}
+    free = talker.generate("Hello", **options)
+    for start, end in [(3, 9), (10, 11), (0, 4), (20, 31)]:
+        stop = free.text[start:end]
+        cut = talker.generate("Hello", stop=stop, **options)
+        assert cut.text == free.text[: free.text.index(stop)]
+        assert cut.finish_reason == "stop"
+        assert cut.tokens == free.tokens[: len(cut.tokens)]
+        prompt = talker.encode("Hello")
+        assert stop in talker.decode(prompt + cut.tokens)
+        assert stop not in talker.decode(prompt + cut.tokens[:-1])
+    missing = talker.generate("Hello", stop=["\0\0never", "\1"], **options)
+    assert (missing.text, missing.finish_reason) == (free.text, free.finish_reason)
+
+
+def test_nothing_of_a_stop_string_is_streamed(talker: mm.LLM) -> None:
+    options = {"max_tokens": 40, "temperature": 1.0, "seed": 5}
+    text = talker.generate("Hello", **options).text
+    stop = text[8:20]
+    shown = ""
+    for chunk in talker.stream("Hello", stop=[stop], **options):
+        shown += chunk.text
+        assert text[: text.index(stop)].startswith(shown)
+
+
+def test_a_chat_goes_on_after_a_stop_string(talker: mm.LLM) -> None:
+    chat, options = talker.chat(), {"max_tokens": 30, "temperature": 1.0, "seed": 8}
+    free = talker.chat().send("Hello", **options)
+    for start, end in [(5, 12), (0, 3)]:
+        chat = talker.chat()
+        cut = chat.send("Hello", stop=free.text[start:end], **options)
+        assert cut.finish_reason == "stop"
+        message = chat.messages[-1]
+        assert message.content == cut.text == free.text[: free.text.index(free.text[start:end])]
+        assert message.ids is not None
+        assert talker.decode([1, *message.ids]) == cut.text
+        following = chat.send("And?", max_tokens=5)
+        fresh = talker.generate(talker.chat_format.encode(chat.messages[:-1]), max_tokens=5)
+        assert following.tokens == fresh.tokens
+
+
+def test_alternatives_come_with_each_token_when_asked_for(talker: mm.LLM) -> None:
+    found = talker.generate("Hello", max_tokens=5, logprobs=3)
+    assert [len(top) for top in found.top_logprobs] == [3] * len(found.tokens)
+    assert [next(iter(top)) for top in found.top_logprobs] == found.tokens  # greedy
+    assert [next(iter(top.values())) for top in found.top_logprobs] == found.logprobs
+    assert talker.generate("Hello", max_tokens=5).top_logprobs == []
+
+
+def test_what_an_option_needs_is_checked_before_anything_runs(golden: mm.LLM) -> None:
+    with pytest.raises(mm.InputError, match="96 is not a token id"):
+        golden.stream(PROMPT, logit_bias={96: 1.0})
+    with pytest.raises(mm.TokenizerError):
+        golden.stream(PROMPT, stop="x")
 
 
 # ---- chat -------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from mistral_mlx.engine.sampling import SamplingParams, sample
+from mistral_mlx.engine.sampling import Penalties, SamplingParams, sample
 from mistral_mlx.errors import WeightsError
 from mistral_mlx.model.cache import Cache
 from mistral_mlx.model.transformer import Transformer
@@ -23,10 +23,15 @@ Cancelled = Callable[[], bool]
 
 @dataclass(frozen=True)
 class Token:
-    """A generated token and the log-probability that the model gave it."""
+    """A generated token and the log-probability that the model gave it, before penalties, temperature and filters.
+
+    Attributes:
+        top: the likeliest tokens and their log-probabilities, from the likeliest on, as many as were asked for.
+    """
 
     id: int
     logprob: float
+    top: dict[int, float]
 
 
 def prefill(
@@ -69,6 +74,7 @@ def decode(
     logits: mx.array,
     cache: Cache,
     params: SamplingParams,
+    prompt: Sequence[int] = (),
     *,
     cancelled: Cancelled | None = None,
 ) -> Iterator[Token]:
@@ -79,23 +85,39 @@ def decode(
 
     Args:
         logits: (vocab,), of the first token to generate.
+        prompt: the ids that came before, for the repetition penalty.
         cancelled: asked before each token; once it says yes, no more come.
 
     Raises:
         WeightsError: the logits are not numbers.
     """
     token: mx.array | None = None
+    penalties = Penalties(params, prompt, logits.shape[-1])
     for _ in range(params.max_tokens):
         if cancelled and cancelled():
             return
         if token is not None:
             logits = model(token.reshape(1, 1), cache)[0, -1]
-        token, logprob = sample(logits, params, cache.position)
-        mx.eval(token, logprob)
-        step = Token(int(token), float(logprob))
+        logits = logits.astype(mx.float32)
+        token = sample(penalties.apply(logits), params, cache.position)
+        penalties.count(token)
+        logprobs = logits - mx.logsumexp(logits)
+        logprob, top = logprobs[token], _likeliest(logprobs, params.logprobs)
+        mx.eval(token, logprob, top)
+        step = Token(int(token), float(logprob), _table(*top))
         if math.isnan(step.logprob):
             raise WeightsError(
                 f"What the model computed for position {cache.position} is not a number.",
                 "Its weights are damaged, or overflow in this precision: try dtype bfloat16 or float32.",
             )
         yield step
+
+
+def _table(ids: mx.array, logprobs: mx.array) -> dict[int, float]:
+    return dict(zip(ids.tolist(), logprobs.tolist(), strict=True))  # type: ignore[arg-type]
+
+
+def _likeliest(logprobs: mx.array, count: int) -> tuple[mx.array, mx.array]:
+    """The ids and the log-probabilities of the `count` likeliest tokens, from the likeliest on."""
+    ids = mx.argsort(-logprobs)[:count] if count else mx.zeros(0, mx.uint32)
+    return ids, logprobs[ids]

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import secrets
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import mlx.core as mx
@@ -21,29 +21,51 @@ from mistral_mlx.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How to generate. Temperature is applied first, as in mistral-inference; then top-k, top-p and min-p.
+    """How to generate. Penalties and biases change the logits; then comes the temperature, as in mistral-inference;
+    then top-k, top-p and min-p.
 
     Attributes:
         max_tokens: the most tokens to generate.
+        repetition_penalty: divides the logits, or multiplies negative ones, of tokens that stand in the prompt or were
+            generated (CTRL, arXiv 1909.05858, section 4.1); 1 for none.
+        presence_penalty: taken from the logits of tokens that were generated.
+        frequency_penalty: taken from them as often as they were generated.
+        logit_bias: token ids, and what is added to their logits.
         temperature: divides the logits; 0 takes the most likely token each time.
         top_k: keep the k most likely tokens; None for all.
         top_p: keep the most likely tokens that together reach this probability; 1 for all.
         min_p: keep tokens at least this times as likely as the most likely one; 0 for all.
         seed: from 0 to 2^64 - 1. None draws one, which is then found here: the same seed gives the same text.
+        stop: a string or several; the answer ends before the first that it would contain.
+        logprobs: how many of the likeliest tokens to report with their log-probabilities at each step; 0 for none.
 
     Raises:
         InputError: a value outside its range.
     """
 
     max_tokens: int = 512
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float = 1.0
     min_p: float = 0.0
     seed: int | None = None
+    stop: str | Sequence[str] = ()
+    logprobs: int = 0
 
     def __post_init__(self) -> None:
         _check("max_tokens", _is_whole(self.max_tokens) and self.max_tokens >= 1, "a whole number from 1", self)
+        positive = _is_real(self.repetition_penalty) and self.repetition_penalty > 0
+        _check("repetition_penalty", positive, "a number above 0", self)
+        _check("presence_penalty", _is_real(self.presence_penalty), "a number", self)
+        _check("frequency_penalty", _is_real(self.frequency_penalty), "a number", self)
+        biases = isinstance(self.logit_bias, Mapping) and all(
+            _is_whole(i) and i >= 0 and _is_real(bias) for i, bias in self.logit_bias.items()
+        )
+        _check("logit_bias", biases, "a table of token ids and numbers", self)
         _check("temperature", _is_real(self.temperature) and self.temperature >= 0, "a number from 0", self)
         _check(
             "top_k", self.top_k is None or (_is_whole(self.top_k) and self.top_k >= 1), "a whole number from 1", self
@@ -54,6 +76,11 @@ class SamplingParams:
         _check("seed", seeded, "a whole number from 0 to 2^64 - 1", self)
         if self.seed is None:
             object.__setattr__(self, "seed", secrets.randbits(32))
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        strings = isinstance(self.stop, Sequence) and all(isinstance(s, str) and s for s in self.stop)
+        _check("stop", strings, "a string or several, none of them empty", self)
+        _check("logprobs", _is_whole(self.logprobs) and self.logprobs >= 0, "a whole number from 0", self)
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> SamplingParams:
@@ -69,26 +96,56 @@ class SamplingParams:
         return [f.name for f in fields(cls)]
 
 
-def sample(logits: mx.array, params: SamplingParams, position: int) -> tuple[mx.array, mx.array]:
+def sample(logits: mx.array, params: SamplingParams, position: int) -> mx.array:
     """Choose the token at `position` of the sequence.
 
     Args:
-        logits: (vocab,), any float type.
+        logits: (vocab,) float32, penalties and biases applied.
 
     Returns:
-        The token, and the log-probability that the model itself gives it, before temperature and filters; both
-        scalars, not yet evaluated.
+        The token, a scalar, not yet evaluated.
     """
-    logits = logits.astype(mx.float32)
     if params.temperature == 0:
-        token = mx.argmax(logits)
-    else:
-        # From the largest down, so that no temperature overflows; below 1e-30 nothing but the largest is left anyway.
-        scaled = (logits - mx.max(logits)) / max(params.temperature, 1e-30)
-        kept = keep_top(scaled, params.top_k, params.top_p)
-        kept = keep_min_p(kept, params.min_p)
-        token = mx.argmax(kept + gumbel(params.seed or 0, position, logits.shape[-1]))
-    return token, logits[token] - mx.logsumexp(logits)
+        return mx.argmax(logits)
+    # From the largest down, so that no temperature overflows; below 1e-30 nothing but the largest is left anyway.
+    scaled = (logits - mx.max(logits)) / max(params.temperature, 1e-30)
+    kept = keep_top(scaled, params.top_k, params.top_p)
+    kept = keep_min_p(kept, params.min_p)
+    return mx.argmax(kept + gumbel(params.seed or 0, position, logits.shape[-1]))
+
+
+class Penalties:
+    """What a request changes about the logits, by the tokens that have come."""
+
+    def __init__(self, params: SamplingParams, prompt: Sequence[int], vocab_size: int) -> None:
+        self._params = params
+        self._counts = mx.zeros(vocab_size)  # of generated tokens
+        self._seen = mx.zeros(vocab_size)  # more than 0 for tokens of the prompt
+        self._bias = mx.zeros(vocab_size)
+        if params.repetition_penalty != 1:
+            self._seen[mx.array(sorted(set(prompt)), mx.uint32)] = 1
+        if params.logit_bias:
+            self._bias[mx.array(list(params.logit_bias))] = mx.array(list(params.logit_bias.values()), mx.float32)
+
+    def apply(self, logits: mx.array) -> mx.array:
+        """Logits (vocab,) float32 to logits; nothing is added where no penalty or bias is asked for."""
+        p = self._params
+        if p.repetition_penalty != 1:
+            logits = penalize_repetition(logits, self._seen + self._counts > 0, p.repetition_penalty)
+        if p.presence_penalty or p.frequency_penalty:
+            logits = logits - p.presence_penalty * (self._counts > 0) - p.frequency_penalty * self._counts
+        return logits + self._bias if p.logit_bias else logits
+
+    def count(self, token: mx.array) -> None:
+        """Take note of a generated token, a scalar."""
+        p = self._params
+        if p.repetition_penalty != 1 or p.presence_penalty or p.frequency_penalty:
+            self._counts = self._counts.at[token].add(1)
+
+
+def penalize_repetition(logits: mx.array, seen: mx.array, penalty: float) -> mx.array:
+    """Make the tokens that are `seen` (vocab,) less likely: positive logits are divided, negative ones multiplied."""
+    return mx.where(seen, mx.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 def keep_top(logits: mx.array, top_k: int | None, top_p: float) -> mx.array:

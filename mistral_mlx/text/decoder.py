@@ -1,8 +1,9 @@
-"""Ids to text while they come: no half characters, no lost spaces."""
+"""Ids to text while they come: no half characters, no lost spaces, nothing of a stop string."""
 
 from __future__ import annotations
 
 import codecs
+from collections.abc import Sequence
 
 from mistral_mlx.text.tokenizer import Tokenizer
 
@@ -39,3 +40,37 @@ class StreamDecoder:
     def flush(self) -> str:
         """What is left at the end: U+FFFD for an unfinished character, else nothing."""
         return self._utf8.decode(b"", final=True)
+
+
+class StopStrings:
+    """Ends a text before the first of some strings. What may be the beginning of one is held back until it is certain.
+
+    Attributes:
+        found: whether one has come; from then on nothing is let through.
+    """
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        self.found = False
+        self._strings = strings
+        self._held = ""
+
+    def feed(self, text: str) -> str:
+        """What of the text so far is certain now."""
+        self._held += text
+        places = [place for s in self._strings if (place := self._held.find(s)) >= 0]
+        self.found = self.found or bool(places)
+        end = min(places) if places else self._certain()
+        certain, self._held = self._held[:end], "" if self.found else self._held[end:]
+        return certain
+
+    def flush(self) -> str:
+        """What is left at the end, once nothing can follow."""
+        held, self._held = self._held, ""
+        return held
+
+    def _certain(self) -> int:
+        """Where the longest end begins that is a beginning of one of the strings."""
+        longest = max(map(len, self._strings), default=1) - 1
+        start = max(0, len(self._held) - longest)
+        ends = (at for at in range(start, len(self._held)) if any(s.startswith(self._held[at:]) for s in self._strings))
+        return next(ends, len(self._held))

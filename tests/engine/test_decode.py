@@ -98,3 +98,47 @@ def test_memory_of_a_long_generation_is_constant() -> None:
         active.append(mx.get_active_memory())
     assert cache.nbytes == cache.max_bytes
     assert max(active[200:]) == min(active[200:])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_penalties_follow_what_was_generated(name: str) -> None:
+    """Each step against the rule written out over the whole text so far."""
+    options = {"repetition_penalty": 1.3, "presence_penalty": 0.4, "frequency_penalty": 0.7, "logit_bias": {9: 1.5}}
+    model, cache = MODELS[name], MODELS[name].make_cache()
+    logits = prefill(model, PROMPT, cache)
+    assert logits is not None
+    said: list[int] = []
+    for token in decode(model, logits, cache, SamplingParams(**options, max_tokens=30), PROMPT):
+        row = np.array(whole_logits(model, PROMPT + said)[-1])
+        for i in set(PROMPT + said):
+            row[i] = row[i] / 1.3 if row[i] > 0 else row[i] * 1.3
+        for i in set(said):
+            row[i] -= 0.4 + 0.7 * said.count(i)
+        row[9] += 1.5
+        assert token.id == int(np.argmax(row))
+        said.append(token.id)
+    assert said != run(model, PROMPT, max_tokens=30)[0]
+
+
+def test_a_banned_token_never_comes_and_a_wanted_one_always() -> None:
+    free, _ = run(MODELS["full"], PROMPT, max_tokens=20)
+    banned, _ = run(MODELS["full"], PROMPT, max_tokens=20, logit_bias={free[0]: -1e9})
+    assert free[0] not in banned
+    wanted, _ = run(MODELS["full"], PROMPT, max_tokens=5, temperature=1.0, logit_bias={7: 1e9})
+    assert wanted == [7] * 5
+
+
+@pytest.mark.parametrize("count", [1, 5, 64, 1000])
+def test_alternatives_are_the_likeliest_tokens_of_the_model_itself(count: int) -> None:
+    model, cache = MODELS["window"], MODELS["window"].make_cache()
+    logits = prefill(model, PROMPT, cache)
+    assert logits is not None
+    params = SamplingParams(max_tokens=6, temperature=0.8, seed=2, logprobs=count, logit_bias={3: 2.0})
+    sequence = list(PROMPT)
+    for token in decode(model, logits, cache, params, PROMPT):
+        row = whole_logits(model, sequence)[-1]
+        expected = np.array(row - mx.logsumexp(row))
+        assert list(token.top) == np.argsort(-expected, kind="stable")[:count].tolist()
+        np.testing.assert_allclose(list(token.top.values()), -np.sort(-expected)[:count], atol=1e-5)
+        assert token.logprob == pytest.approx(expected[token.id], abs=1e-5)
+        sequence.append(token.id)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders
 
 from mistral_mlx.text.bpe import Bpe
-from mistral_mlx.text.decoder import StreamDecoder
+from mistral_mlx.text.decoder import StopStrings, StreamDecoder
 from mistral_mlx.text.sentencepiece import SentencePiece
 from mistral_mlx.text.tekken import Tekken
 from mistral_mlx.text.tokenizer import Tokenizer, decode_whole
@@ -108,3 +108,35 @@ def test_an_unfinished_character_is_shown_at_the_end_only() -> None:
     pieces = stream(tokenizer, first_bytes)
     assert set(pieces[:-1]) <= {"", " "}
     assert pieces[-1] == "\N{REPLACEMENT CHARACTER}"
+
+
+# ---- stop strings -----------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=1000)
+@given(st.lists(st.text("ab\n", min_size=1, max_size=4), min_size=1, max_size=3), st.lists(st.text("ab\n", max_size=5)))
+def test_text_ends_before_the_first_stop_string_however_it_comes(strings: list[str], pieces: list[str]) -> None:
+    whole = "".join(pieces)
+    places = [whole.find(s) for s in strings if s in whole]
+    stops, shown = StopStrings(strings), ""
+    for piece in pieces:
+        shown += stops.feed(piece)
+        assert whole.startswith(shown)
+        assert not any(s in shown for s in strings)
+        if stops.found:
+            break
+    assert stops.found == bool(places)
+    assert shown + stops.flush() == (whole[: min(places)] if places else whole)
+
+
+def test_only_what_may_become_a_stop_string_is_held_back() -> None:
+    stops = StopStrings(["STOP"])
+    assert [stops.feed(piece) for piece in ["a S", "T", "x ", "ST", "OP b"]] == ["a ", "", "STx ", "", ""]
+    assert stops.found
+    assert stops.flush() == ""
+
+
+def test_without_stop_strings_nothing_is_held_back() -> None:
+    stops = StopStrings([])
+    assert [stops.feed(piece) for piece in "abc"] == ["a", "b", "c"]
+    assert not stops.found
