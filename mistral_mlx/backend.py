@@ -112,6 +112,27 @@ def release_thread() -> None:
         mx.clear_streams()
 
 
+def active_memory() -> int:
+    """The bytes that MLX holds now."""
+    import mlx.core as mx
+
+    return mx.get_active_memory()
+
+
+def wire_memory() -> bool:
+    """Keep what MLX holds resident, up to what Metal recommends, for the rest of the process (macOS 15 and newer).
+
+    Returns:
+        Whether there is Metal, which alone can do that.
+    """
+    import mlx.core as mx
+
+    if not mx.metal.is_available():
+        return False
+    mx.set_wired_limit(memory_limit())
+    return True
+
+
 def memory_limit() -> int:
     """Bytes that weights and cache may take together: what Metal recommends to keep on the GPU, else all memory."""
     import mlx.core as mx

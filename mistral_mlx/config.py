@@ -6,8 +6,8 @@ Owns: what `config.json`, `params.json` and GGUF metadata mean. Knows no file: i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,7 +25,7 @@ from mistral_mlx.config_keys import (
     positive,
     token_ids,
 )
-from mistral_mlx.errors import ConfigError
+from mistral_mlx.errors import ConfigError, InputError
 
 # What the reference allows where a checkpoint names no limit: mistral-inference tabulates RoPE to this position.
 REFERENCE_CONTEXT = 128_000
@@ -126,6 +126,23 @@ class ModelConfig:
     def context_length(self) -> int | None:
         """Tokens a sequence may have; None when every layer is windowed, for then nothing grows with length."""
         return self.max_position_embeddings if None in self.windows else None
+
+    def with_window(self, window: int | Sequence[int | None] | None) -> ModelConfig:
+        """The same model with other windows: one for all layers, None for full attention, or a pattern that repeats.
+
+        Raises:
+            InputError: no window, or a pattern that does not repeat over the layers.
+        """
+        pattern = (window,) if window is None or isinstance(window, int) else window
+        sizes = isinstance(pattern, Sequence) and all(
+            w is None or (isinstance(w, int) and not isinstance(w, bool) and 1 <= w < 2**31) for w in pattern
+        )
+        if not sizes or not pattern or self.num_hidden_layers % len(pattern):
+            raise InputError(
+                f"window is {window!r}.",
+                f"Give a number from 1, None, or a list of these that repeats over {self.num_hidden_layers} layers.",
+            )
+        return replace(self, sliding_window=_uniform([*pattern] * (self.num_hidden_layers // len(pattern))))
 
     # ---- the three spellings ------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ here runs on the thread that calls it, and a model is used from the thread that 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from mistral_mlx.backend import memory_limit, peak_memory, reset_peak_memory
+from mistral_mlx.backend import peak_memory, reset_peak_memory, wire_memory
 from mistral_mlx.chat import Chat
 from mistral_mlx.completion import Chunk, Completion, Stats
 from mistral_mlx.config import ModelConfig
@@ -22,18 +23,24 @@ from mistral_mlx.engine.decode import PREFILL_CHUNK, Progress, decode, prefill
 from mistral_mlx.engine.sampling import SamplingParams
 from mistral_mlx.engine.score import score, whole_logits
 from mistral_mlx.errors import ContextError, InputError, OutOfMemoryError, TokenizerError
-from mistral_mlx.model.cache import Cache, cache_bytes
+from mistral_mlx.memory import Memory
+from mistral_mlx.model.cache import Cache
 from mistral_mlx.model.transformer import Transformer
-from mistral_mlx.models import resolve
+from mistral_mlx.models import Window, change_window, consequence, resolve
 from mistral_mlx.text.chat import ChatFormat
 from mistral_mlx.text.decoder import StopStrings, StreamDecoder
 from mistral_mlx.text.files import Text, open_text
 from mistral_mlx.text.tokenizer import Tokenizer, decode_whole
 from mistral_mlx.weights.checkpoint import open_checkpoint
-from mistral_mlx.weights.loading import load_model
+from mistral_mlx.weights.loading import load_model, plan_loading
 
 if TYPE_CHECKING:
     import mlx.core as mx
+
+log = logging.getLogger("mistral_mlx")
+
+# What a model must have room for to be loaded at all.
+_LEAST_TOKENS = 256
 
 
 class LLM:
@@ -209,14 +216,20 @@ class LLM:
                 f"The prompt has {prompt} tokens; this model attends to at most {limit}.",
                 f"Shorten it by {prompt - limit} tokens or more.",
             )
-        tokens = prompt + max_tokens if limit is None else min(prompt + max_tokens, limit)
-        cache, room = cache_bytes(self.config, tokens, self.model.dtype.size), memory_limit()
-        if self.model.nbytes + cache > room:
-            raise OutOfMemoryError(
-                f"{tokens} tokens need {cache / 2**30:.2f} GiB of keys and values beside "
-                f"{self.model.nbytes / 2**30:.2f} GiB of weights; this machine has {room / 2**30:.2f} GiB for both.",
-                "Shorten the prompt or lower max_tokens.",
-            )
+        memory = self.memory(prompt + max_tokens)
+        if not memory.fits:
+            raise OutOfMemoryError(f"{memory}.", "Shorten the prompt or lower max_tokens.")
+
+    def memory(self, tokens: int = 4096) -> Memory:
+        """The bytes that this model takes at most while it reads and writes `tokens` tokens.
+
+        Raises:
+            InputError: tokens is no whole number from 1.
+        """
+        if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+            raise InputError(f"tokens is {tokens!r}.", "It must be a whole number from 1.")
+        longest = self.config.context_length or tokens
+        return Memory.predict(self.config, self.model.nbytes, min(tokens, longest), self.model.dtype.size)
 
     def run(
         self,
@@ -275,17 +288,41 @@ class LLM:
         yield Chunk(rest, finish_reason=finish, stats=stats)
 
 
-def load(model: str | Path, *, dtype: str | None = None) -> LLM:
-    """Load a model.
+def load(
+    model: str | Path,
+    *,
+    dtype: str | None = None,
+    window: Window = "config",
+    wired: bool = False,
+    progress: Progress | None = None,
+) -> LLM:
+    """Load a model, fetching it first if it is on the hub and not yet here.
 
     Args:
-        model: "demo", a folder in Hugging Face's layout, or a `.gguf` file.
+        model: an alias such as "demo" or "7b" (`models.ALIASES`), a folder, a `.gguf` file, or a name on the hub:
+            "owner/name", or "owner/name:Q4_K_M" for one GGUF file of several.
         dtype: float32, float16 or bfloat16 to compute in that precision; "keep" to leave quantized weights packed on
             the CPU backend, where they are expanded by default. On a GPU they always stay packed.
+        window: instead of the model's own: tokens that each one sees, itself included; None for full attention; or a
+            list of these that repeats over the layers. It says what that changes.
+        wired: keep the model's memory resident for as long as the process lives. macOS 15 and newer; it can be faster
+            for models nearly as large as the memory, and less memory is left to everything else.
+        progress: told (bytes there, all bytes) while the model is fetched, instead of bars on stderr.
 
     Raises:
-        MistralError: with what to do about it, if the model cannot be found, read, or run exactly.
+        MistralError: with what to do about it, if the model cannot be found, fetched, read, or run exactly.
     """
-    checkpoint = open_checkpoint(resolve(model))
+    checkpoint = open_checkpoint(resolve(model, progress=progress))
+    if window != "config":
+        config = change_window(checkpoint.config, window)
+        if meaning := consequence(checkpoint.config, config):
+            log.warning(meaning)
+        checkpoint = replace(checkpoint, config=config)
+    plan = plan_loading(checkpoint, dtype)
+    memory = Memory.predict(checkpoint.config, plan.nbytes, _LEAST_TOKENS, plan.dtype.size)
+    if not memory.fits:
+        raise OutOfMemoryError(f"{checkpoint.path} does not fit: {memory}.", "Use a smaller or a quantized model.")
+    if wired and not wire_memory():
+        raise InputError("Memory can only be wired on a Mac with Metal.", "Leave out wired.")
     text = open_text(checkpoint.path, checkpoint.metadata, checkpoint.config.vocab_size)
     return LLM(load_model(checkpoint, dtype), text)

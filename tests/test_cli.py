@@ -105,7 +105,7 @@ def test_system_and_chat(loaded: mm.LLM, capsys: pytest.CaptureFixture[str]) -> 
 def test_what_a_terminal_would_obey_is_shown_instead(
     loaded: mm.LLM, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evil = mm.Completion("", [], [], "stop", mm.Stats(1, 0, 1, 0.1, 1.0, 1.0, 1, 1))
+    evil = mm.Completion("", [], [], [], "stop", mm.Stats(1, 0, 1, 0.1, 1.0, 1.0, 1, 1))
     chunks = [mm.Chunk("a\x1b]0;title\x07b\x9b31m\r\n"), mm.Chunk("", finish_reason="stop", stats=evil.stats)]
     monkeypatch.setattr(type(loaded), "stream", lambda *_, **__: iter(chunks))
     for terminal, shown in ((True, "a␛]0;title␇b\ufffd31m␍\n"), (False, "a\x1b]0;title\x07b\x9b31m\r\n")):
@@ -158,7 +158,7 @@ def test_closed_stdout_and_another_locale() -> None:
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("0\n", "")
     locale = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    code = "import sys; from mistral_mlx.cli import _argument; print(ascii(_argument(sys.argv[1])))"
+    code = "import sys; from mistral_mlx.cli.generate import _argument; print(ascii(_argument(sys.argv[1])))"
     argv = [sys.executable, "-c", code, "café"]
     assert subprocess.run(argv, capture_output=True, text=True, check=True, env=locale).stdout == "'caf\\xe9'\n"
 
@@ -243,7 +243,8 @@ def test_models_info_as_a_record(capsys: pytest.CaptureFixture[str]) -> None:
     assert record["parameters"] == 100_512
     assert record["stored_bytes"] == 2 * record["parameters"]
     assert record["config"]["sliding_window"] == 8
-    assert record["fits"] is True
+    assert record["memory"]["fits"] is True
+    assert record["memory"]["total"] < record["memory"]["limit"]
     assert [row["tokens"] for row in record["cache"]] == [1024, 4096, 8192, 32768, 131072]
 
 

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 
 from mistral_mlx import hub
 from mistral_mlx.errors import HubError
-from tests.hub_server import Hub, serve
+from tests.hub_server import Hub, point_to, serve
 
 REPO = "mistralai/Tiny-7B"
 TOKEN = "hf_thisIsASecret"
@@ -54,14 +54,8 @@ def server() -> Iterator[Hub]:
 @pytest.fixture(autouse=True)
 def cache(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Points huggingface_hub to the stand-in and to an empty cache, as its environment variables would."""
-    folder = tmp_path / "hub"
-    monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-    template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    return folder
+    return point_to(server, tmp_path, monkeypatch)
 
 
 def run(server: Hub, home: Path, code: str, *before: str, **env: str) -> subprocess.Popen[str]:

@@ -206,9 +206,9 @@ def test_a_cache_larger_than_memory_is_refused_before_it_is_made(
     golden: mm.LLM, talker: mm.LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chat = talker.chat()
-    monkeypatch.setattr("mistral_mlx.llm.memory_limit", lambda: 500_000)
+    monkeypatch.setattr("mistral_mlx.memory.memory_limit", lambda: 500_000)
     for use in (lambda: golden.generate([3] * 9000), lambda: golden.score([3] * 9000), lambda: chat.send("hello")):
-        with pytest.raises(mm.OutOfMemoryError, match="of keys and values beside"):
+        with pytest.raises(mm.OutOfMemoryError, match="of keys and values"):
             use()
 
 

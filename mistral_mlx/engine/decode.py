@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from mistral_mlx.backend import on_gpu
+from mistral_mlx.config import ModelConfig
 from mistral_mlx.engine.sampling import Penalties, SamplingParams, sample
 from mistral_mlx.errors import WeightsError
 from mistral_mlx.model.cache import Cache
@@ -16,6 +18,9 @@ from mistral_mlx.model.transformer import Transformer
 # Large enough to keep a GPU busy, small enough that a mask and its scores stay in the tens of megabytes and that
 # a cancelled prompt stops soon.
 PREFILL_CHUNK = 512
+
+# Where MLX's GPU attention keeps no scores (mlx, scaled_dot_product_attention.cpp).
+_FUSED_HEAD_DIMS = (64, 80, 128)
 
 Progress = Callable[[int, int], None]
 Cancelled = Callable[[], bool]
@@ -67,6 +72,25 @@ def prefill(
         if progress:
             progress(done, len(ids))
     return None if logits is None else logits[0, -1]
+
+
+def prefill_bytes(config: ModelConfig, tokens: int, itemsize: int, chunk: int = PREFILL_CHUNK) -> int:
+    """A bound on what `prefill` takes at once beside weights and cache, measured to hold within a factor of three.
+
+    Args:
+        tokens: the length of the prompt.
+        itemsize: bytes of a number in activations.
+    """
+    queries = min(tokens, chunk)
+    heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    windows = set(config.windows)
+    keys = max(tokens if window is None else min(tokens, window - 1 + queries) for window in windows)
+    # Each several times, for MLX computes ahead of what it has freed.
+    stream = 12 * queries * config.hidden_size + 4 * queries * config.intermediate_size
+    attention = 2 * queries * (heads + 2 * kv_heads) * dim + 8 * kv_heads * dim * keys
+    masks = 8 * queries * keys * len(windows)
+    scores = 0 if on_gpu() and dim in _FUSED_HEAD_DIMS else 8 * heads * queries * keys
+    return (stream + attention) * itemsize + masks + scores + 64 * config.vocab_size
 
 
 def decode(

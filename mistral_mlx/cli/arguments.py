@@ -1,0 +1,58 @@
+"""Arguments that several commands take: which model, and how it is loaded."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from mistral_mlx.cli.terminal import size, status_line
+from mistral_mlx.errors import InputError
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-m",
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help='an alias ("demo", "7b"; see `models list`), a folder, a .gguf file, or a name on the hub',
+    )
+
+
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """How a model is loaded."""
+    group = parser.add_argument_group("loading")
+    group.add_argument("--dtype", metavar="TYPE", help="float32, float16 or bfloat16; keep: leave weights packed")
+    group.add_argument(
+        "--window", metavar="N", help="tokens that each one sees, or none for all, instead of the model's own window"
+    )
+    group.add_argument("--wired", action="store_true", help="keep the model's memory resident (macOS 15 and newer)")
+
+
+def loading(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `add_loading` as options of `llm.load`."""
+    options: dict[str, Any] = {
+        "dtype": arguments.dtype,
+        "wired": arguments.wired,
+        "progress": fetching(arguments.model),
+    }
+    if arguments.window is not None:
+        options["window"] = window(arguments.window)
+    return options
+
+
+def fetching(model: str) -> Any:
+    """A status line for a download, silent where stderr is no terminal."""
+    line = status_line(lambda done, total: f"fetching {model}: {size(done)} of {size(total)} ({done / total:.0%})")
+    return line or (lambda done, total: None)
+
+
+def window(text: str) -> int | list[int | None] | None:
+    """A window as it is typed: a number, none, or several with commas, which repeat over the layers."""
+    try:
+        pattern = [None if part.strip().lower() == "none" else int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(
+            f"--window is {text!r}.", "Give a number, none, or several with commas, as none,4096,4096,4096."
+        ) from None
+    return pattern[0] if len(pattern) == 1 else pattern

@@ -1,0 +1,58 @@
+"""How many bytes a model takes, told before it takes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mistral_mlx.backend import memory_limit
+from mistral_mlx.config import ModelConfig
+from mistral_mlx.engine.decode import prefill_bytes
+from mistral_mlx.model.cache import cache_bytes
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a model takes in bytes, with a text of some length, and what there is.
+
+    Attributes:
+        tokens: the length of the text, prompt and answer together.
+        weights: all parameters, in the form in which they stand in memory.
+        cache: keys and values of that many tokens.
+        prefill: the most that reading a prompt takes beside these, and gives back.
+        limit: what this machine has for all of it.
+    """
+
+    tokens: int
+    weights: int
+    cache: int
+    prefill: int
+    limit: int
+
+    @classmethod
+    def predict(cls, config: ModelConfig, weights: int, tokens: int, itemsize: int) -> Memory:
+        """Work it out from the architecture.
+
+        Args:
+            weights: their bytes.
+            itemsize: bytes of a number in activations, keys and values.
+        """
+        cache, prefill = cache_bytes(config, tokens, itemsize), prefill_bytes(config, tokens, itemsize)
+        return cls(tokens, weights, cache, prefill, memory_limit())
+
+    @property
+    def total(self) -> int:
+        """The most that is taken at once."""
+        return self.weights + self.cache + self.prefill
+
+    @property
+    def fits(self) -> bool:
+        """Whether this machine has it."""
+        return self.total <= self.limit
+
+    def __str__(self) -> str:
+        parts = f"{_gib(self.weights)} of weights, {_gib(self.cache)} of keys and values, {_gib(self.prefill)} to read"
+        return f"{self.tokens:,} tokens take {_gib(self.total)} ({parts}); this machine has {_gib(self.limit)}"
+
+
+def _gib(nbytes: int) -> str:
+    return f"{nbytes / 2**30:.2f} GiB"

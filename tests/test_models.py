@@ -1,0 +1,210 @@
+"""What a name stands for, what is said of a model, and the command that lists, fetches and removes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+import mistral_mlx as mm
+from mistral_mlx import cli, hub, models
+from tests.conftest import GOLDEN, TINY
+from tests.hub_server import Hub, point_to, serve
+
+REPO = "mistralai/Tiny-7B"
+FILES = {f.name: f.read_bytes() for f in (GOLDEN / "window").iterdir() if f.name != "logits.safetensors"}
+SEVEN = models.ALIASES["7b"]
+
+
+@pytest.fixture
+def server() -> Iterator[Hub]:
+    with serve() as it:
+        yield it
+
+
+@pytest.fixture(autouse=True)
+def cache(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    server.repos = {REPO: FILES, SEVEN: FILES}
+    return point_to(server, tmp_path, monkeypatch)
+
+
+# ---- names ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [REPO, "7b"])
+def test_loading_a_name_fetches_it_once(name: str, server: Hub) -> None:
+    told: list[tuple[int, int]] = []
+    llm = mm.load(name, progress=lambda done, total: told.append((done, total)))
+    assert mx.array_equal(llm.logits([1, 2, 3]), mm.load(GOLDEN / "window").logits([1, 2, 3]))
+    assert told[-1][0] == told[-1][1] > 0
+    asked = len(server.requests)
+    mm.load(name)
+    assert len(server.requests) == asked  # what is there needs no network
+
+
+def test_aliases_are_names_on_the_hub() -> None:
+    assert {"7b", "7b-v0.1", "nemo"} < models.ALIASES.keys()
+    assert all(hub.is_hub_name(name) for name in models.ALIASES.values())
+    assert "demo" not in models.ALIASES
+
+
+def test_a_folder_of_the_same_spelling_goes_before_the_hub(
+    server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(GOLDEN / "full", tmp_path / REPO)
+    assert mm.load(REPO).config.sliding_window is None
+    assert not server.requests
+
+
+def test_a_misspelled_path_that_could_be_a_name_says_both(server: Hub) -> None:
+    with pytest.raises(mm.HubError, match="no model models/mistral on the hub") as error:
+        mm.load("models/mistral")
+    assert "no folder of that name" in error.value.hint
+
+
+@pytest.mark.parametrize("name", ["nothing-here", "./a/b", "a/b/c", "a prompt that was put in the wrong place\n" * 200])
+def test_what_cannot_be_a_name_is_refused_without_asking_the_hub(name: str, server: Hub) -> None:
+    for use in (mm.load, models.find, models.pull):
+        with pytest.raises(mm.InputError, match="There is no model") as error:
+            use(name)
+        assert "7b-v0.1" in error.value.hint
+    assert not server.requests
+
+
+def test_a_broken_download_is_told_apart_from_a_broken_model(server: Hub) -> None:
+    server.repos[REPO] = FILES | {"config.json": b"{}"}
+    with pytest.raises(mm.ConfigError, match="model_type"):
+        mm.load(REPO)
+
+
+# ---- windows ----------------------------------------------------------------------------------------------------
+
+
+def test_another_window_is_the_model_that_has_it(caplog: pytest.LogCaptureFixture) -> None:
+    ids = list(range(1, 40))
+    wide = mm.load(GOLDEN / "window", window=None)
+    assert wide.config.windows == (None, None)
+    assert "window 8" in caplog.text
+    assert "Up to 8 tokens" in caplog.text
+    assert "grow" in caplog.text
+    own = mm.load(GOLDEN / "window")
+    assert mx.allclose(wide.logits(ids)[:8], own.logits(ids)[:8], atol=1e-5)
+    assert not mx.allclose(wide.logits(ids)[8:], own.logits(ids)[8:], atol=1e-2)
+    narrow = mm.load(GOLDEN / "full", window=[None, 8])
+    assert narrow.config.windows == (None, 8)
+    assert narrow.model.make_cache().layers[1].limit < 256
+
+
+def test_the_same_window_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    for window in (8, [8, 8], [8], "config"):
+        assert mm.load(GOLDEN / "window", window=window).config.windows == (8, 8)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("window", [0, -1, 1.5, True, "8", "none", [], [8, 8, 8], [8, "x"], [0], {8}, 2**31], ids=repr)
+def test_what_is_no_window_is_refused(window: object) -> None:
+    with pytest.raises(mm.InputError, match="window is") as error:
+        mm.load(GOLDEN / "window", window=window)  # type: ignore[arg-type]
+    assert error.value.hint
+
+
+@pytest.mark.parametrize(("typed", "windows"), [("4", (4, 4)), ("none", (None, None)), ("None, 8", (None, 8))])
+def test_a_window_is_typed(typed: str, windows: tuple[int | None, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models", "info", "-m", str(GOLDEN / "window"), "--window", typed, "--json"]) == 0
+    window = json.loads(capsys.readouterr().out)["config"]["sliding_window"]
+    assert replace(TINY, sliding_window=tuple(window) if isinstance(window, list) else window).windows == windows
+
+
+# ---- the command ------------------------------------------------------------------------------------------------
+
+
+def failed(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert cli.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 2
+    return err
+
+
+def test_pull_list_info_and_remove(server: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models", "pull", "7b"]) == 0
+    path = Path(capsys.readouterr().out.strip())
+    assert (path / "config.json").exists()
+    assert cli.main(["models", "list"]) == 0
+    table = capsys.readouterr().out
+    (line,) = (line for line in table.splitlines() if line.startswith(SEVEN))
+    assert line.split()[1:] == ["7b", "0.2", "MiB"]
+    assert "7b-v0.1" in table
+    assert cli.main(["models", "list", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert SEVEN in [m["name"] for m in record["models"] if m["complete"]]
+    assert record["aliases"] == models.ALIASES
+    assert cli.main(["models", "info", "-m", "7b"]) == 0
+    assert "window 8" in capsys.readouterr().out
+    assert cli.main(["models", "rm", "7b", "--yes"]) == 0
+    assert "freed" in capsys.readouterr().out
+    assert not path.exists()
+    assert "has not been pulled" in failed(["models", "rm", "7b", "--yes"], capsys)
+
+
+def test_nothing_is_fetched_to_describe_a_model(server: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "models pull 7b" in failed(["models", "info", "-m", "7b"], capsys)
+    assert "models pull a/b" in failed(["models", "info", "-m", "a/b"], capsys)
+    assert not server.requests
+
+
+@pytest.mark.parametrize(
+    ("answer", "gone"), [("y\n", True), ("YES\n", True), ("n\n", False), ("\n", False), ("", False)]
+)
+def test_removing_asks(
+    answer: str, gone: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = models.pull(REPO)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stdin.readline", lambda: answer, raising=False)
+    assert cli.main(["models", "rm", REPO]) == (0 if gone else 1)
+    assert f"Remove {REPO}, 0.2 MiB?" in capsys.readouterr().err
+    assert path.exists() is not gone
+
+
+def test_removing_needs_somebody_to_ask(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = models.pull(REPO)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    assert "--yes" in failed(["models", "rm", REPO], capsys)
+    assert path.exists()
+
+
+def test_the_demo_is_listed_and_not_removed(demo: mm.LLM, capsys: pytest.CaptureFixture[str]) -> None:
+    assert models.on_disk()[0].name == "demo"
+    assert "package" in failed(["models", "rm", "demo", "--yes"], capsys)
+    assert models.pull("demo") == models.find("demo")
+
+
+def test_an_unfinished_download_is_listed_as_such(server: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    server.cuts = {"model.safetensors": [1000] * 50}
+    assert cli.main(["models", "pull", REPO]) == 2
+    assert "next pull goes on there" in capsys.readouterr().err
+    assert cli.main(["models", "list"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith(REPO))
+    assert "unfinished" in line
+    server.cuts = {}
+    assert cli.main(["models", "pull", REPO]) == 0
+
+
+def test_a_model_that_does_not_fit_is_described_and_not_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mistral_mlx.memory.memory_limit", lambda: 10**6)
+    assert cli.main(["models", "info", "-m", str(GOLDEN / "window")]) == 0
+    assert "does not fit" in capsys.readouterr().out
+    with pytest.raises(mm.OutOfMemoryError, match="does not fit") as error:
+        mm.load(GOLDEN / "window")
+    assert error.value.hint
