@@ -259,6 +259,6 @@ def consequence(config: ModelConfig, changed: ModelConfig) -> str:
     least = min(w for w in (*config.windows, *changed.windows) if w is not None)
     kept = "keys and values grow with the text" if None in changed.windows else "keys and values stop growing"
     return (
-        f"The model runs with {describe_windows(changed)}; it was made with {describe_windows(config)}. Up to "
-        f"{least:,} tokens nothing changes; beyond, it computes something else than it was trained for, and {kept}."
+        f"The model runs with {describe_windows(changed)}, where its file says {describe_windows(config)}. Up to "
+        f"{least:,} tokens nothing changes; beyond, answers differ, and {kept}."
     )

@@ -31,10 +31,17 @@ def test_every_linked_file_is_there() -> None:
 
 
 def test_the_commands_shown_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in set(re.findall(r"mistral-mlx ((?:models )?[a-z]+) -m", README)):
+    for command in set(re.findall(r"mistral-mlx ((?:models )?[a-z]+)", README)):
         with pytest.raises(SystemExit) as stop:
             cli.main([*command.split(), "--help"])
         assert stop.value.code == 0
+
+
+def test_the_types_that_stay_packed_are_those_that_do() -> None:
+    from mistral_mlx.weights.ggml import PACKED
+
+    (said,) = re.findall(r"stored in\. (.*?) stay packed", README)
+    assert set(re.split(r", | and ", said)) == set(PACKED)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell is needed")

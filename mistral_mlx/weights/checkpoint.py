@@ -116,8 +116,8 @@ def _tell_of_lost_window(config: ModelConfig) -> None:
     shape = (config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.num_key_value_heads)
     if shape == (4096, 14336, 32, 8) and config.rope_theta == 1e4:
         log.warning(
-            "This looks like Mistral 7B v0.1. GGUF cannot state its window of 4096, so it runs with full attention; "
-            "the model's safetensors folder keeps the window."
+            "This looks like Mistral 7B v0.1. GGUF cannot state its window of 4096: load it with window=4096 "
+            "(--window 4096), or it runs with full attention."
         )
 
 
