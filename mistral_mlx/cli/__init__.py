@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mistral_mlx import __version__
 from mistral_mlx.cli import generate, models
-from mistral_mlx.cli.terminal import INTERRUPTED
+from mistral_mlx.cli.terminal import INTERRUPTED, clear_line
 from mistral_mlx.errors import MistralError
 
 _USAGE_ERROR = 2
@@ -33,12 +33,14 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except MistralError as error:
+        clear_line()
         print(f"mistral-mlx: {error.message}", file=sys.stderr)
         if error.hint:
             print(f"  {error.hint}", file=sys.stderr)
         return _USAGE_ERROR
     except KeyboardInterrupt:
-        print("\nmistral-mlx: stopped.", file=sys.stderr)
+        clear_line()
+        print("mistral-mlx: stopped.", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
         # Python flushes stdout once more at exit: into nothing.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import time
+from collections.abc import Callable
 from typing import Any
 
 from mistral_mlx.cli.terminal import size, status_line
@@ -41,10 +43,20 @@ def loading(arguments: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
-def fetching(model: str) -> Any:
+def fetching(model: str) -> Callable[[int, int], None]:
     """A status line for a download, silent where stderr is no terminal."""
-    line = status_line(lambda done, total: f"fetching {model}: {size(done)} of {size(total)} ({done / total:.0%})")
-    return line or (lambda done, total: None)
+    began: list[tuple[float, int]] = []
+
+    def describe(done: int, total: int) -> str:
+        began.append((time.monotonic(), done))
+        del began[1:]  # the first says what was there before
+        seconds, fetched = time.monotonic() - began[0][0], done - began[0][1]
+        pace = (
+            f", {fetched / seconds / 1e6:.1f} MB/s, {(total - done) / fetched * seconds:.0f} s left" if fetched else ""
+        )
+        return f"fetching {model}: {size(done)} of {size(total)}{pace}"
+
+    return status_line(describe) or (lambda done, total: None)
 
 
 def window(text: str) -> int | list[int | None] | None:

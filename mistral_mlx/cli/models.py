@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mistral_mlx.cli.arguments import add_model, fetching, window
-from mistral_mlx.cli.terminal import INTERRUPTED, size
+from mistral_mlx.cli.terminal import INTERRUPTED, clear_line, size
 from mistral_mlx.errors import InputError
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ def _pull(arguments: argparse.Namespace) -> int:
     try:
         print(pull(arguments.model, progress=fetching(arguments.model)))
     except KeyboardInterrupt:
-        print("\nmistral-mlx: stopped. The next pull goes on there.", file=sys.stderr)
+        clear_line()
+        print("mistral-mlx: stopped. The next pull goes on there.", file=sys.stderr)
         return INTERRUPTED
     return 0
 

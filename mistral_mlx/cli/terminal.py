@@ -23,6 +23,12 @@ def size(count: int) -> str:
     return f"{count / 2**30:,.2f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
 
 
+def clear_line() -> None:
+    """Take a status line off the screen before something else is said."""
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr)
+
+
 def status_line(describe: Callable[[int, int], str]) -> Callable[[int, int], None] | None:
     """A line on a terminal's stderr that is written anew as something goes on, and cleared once it is done.
 

@@ -47,12 +47,13 @@ def _fault(repo: str, error: BaseException) -> HubError:
         return _refusal(repo, error.response.status_code, gated=isinstance(error, GatedRepoError))
     if isinstance(error, FileMetadataError):
         return not_a_hub(repo)
-    if isinstance(error, (HTTPError, ConnectionError, TimeoutError, LocalEntryNotFoundError)):
+    number = getattr(error, "errno", None)
+    short = isinstance(error, OSError) and number is None  # how the library says that less came than was announced
+    if short or isinstance(error, (HTTPError, ConnectionError, TimeoutError, LocalEntryNotFoundError)):
         return HubError(
             f"{repo} cannot be fetched: the network is not reachable, or the connection was cut.",
             f"Check the connection. {KEPT}",
         )
-    number = getattr(error, "errno", None)
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return HubError(
             f"The disk is full, or holds no file of that size, so {repo} was not fetched to its end.",
