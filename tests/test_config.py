@@ -67,7 +67,7 @@ def assert_refused(read: Read, keys: Mapping[str, Any], word: str) -> None:
     assert word in str(caught.value)
 
 
-# ---- models as they were published (FAMILY.md, 1.1) --------------------------------------------------------------
+# ---- models as they were published -------------------------------------------------------------------------------
 
 
 def test_mistral_7b_v01_in_both_spellings() -> None:

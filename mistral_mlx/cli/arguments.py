@@ -51,10 +51,10 @@ def fetching(model: str) -> Callable[[int, int], None]:
         began.append((time.monotonic(), done))
         del began[1:]  # the first says what was there before
         seconds, fetched = time.monotonic() - began[0][0], done - began[0][1]
-        pace = (
-            f", {fetched / seconds / 1e6:.1f} MB/s, {(total - done) / fetched * seconds:.0f} s left" if fetched else ""
-        )
-        return f"fetching {model}: {size(done)} of {size(total)}{pace}"
+        line = f"fetching {model}: {size(done)} of {size(total)}"
+        if not fetched:
+            return line
+        return f"{line}, {fetched / seconds / 1e6:.1f} MB/s, {(total - done) / fetched * seconds:.0f} s left"
 
     return status_line(describe) or (lambda done, total: None)
 

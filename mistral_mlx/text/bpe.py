@@ -51,7 +51,6 @@ class Bpe:
         self.vocab_size = max(ids.values()) + 1
         self._bytes = {i: spelled(piece) for piece, i in ids.items()}
         self._bytes |= {i: piece.encode() for piece, i in literal.items()} | dict.fromkeys(control.values(), b"")
-        self._spaced = {i for piece, i in ids.items() if space != "never" and piece.startswith(_SPACE)}
 
     def encode(self, text: str, *, follows: bool = False) -> list[int]:
         checked_text(text)
@@ -67,7 +66,7 @@ class Bpe:
 
     def first_bytes(self, token: int) -> bytes:
         data = self.token_bytes(token)
-        return data.removeprefix(b" ") if token in self._spaced else data
+        return data if self._space == "never" else data.removeprefix(b" ")
 
 
 # Mistral's, config.pattern in tekken.json.

@@ -19,7 +19,7 @@ Write = Callable[..., Path]
 
 
 def interleave(rows: np.ndarray, heads: int) -> np.ndarray:
-    """From halves to pairs side by side (FAMILY.md 3.2): what a converter does to queries and keys."""
+    """From halves to pairs side by side: what a converter does to queries and keys."""
     return rows.reshape(heads, 2, -1, rows.shape[-1]).swapaxes(1, 2).reshape(rows.shape)
 
 

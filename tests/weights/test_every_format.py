@@ -25,7 +25,7 @@ IDS = list(range(1, 40))
 CASES = ["window", "full", "mix", "head_dim", "yarn"]
 Weights = Mapping[str, np.ndarray]
 
-# The words of Mistral's own files (FAMILY.md 3.1), written out anew.
+# The words of Mistral's own files once more, written out anew.
 MISTRAL = {
     "embed_tokens": "tok_embeddings", "model.norm": "norm", "lm_head": "output", "input_layernorm": "attention_norm",
     "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attention.wq", "self_attn.k_proj": "attention.wk",
