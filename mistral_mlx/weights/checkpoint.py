@@ -177,7 +177,7 @@ def _fit(config: ModelConfig, tensors: dict[str, Tensor], where: Path) -> tuple[
         if name in tensors and tensors[name].shape != shape
     ]
     faults += [
-        f"{name} is of type {t.stored}" for name, t in tensors.items() if not t.quantized and t.stored in ("U32", "U8")
+        f"{name} is of type {t.stored}" for name, t in tensors.items() if not t.layout and t.stored in ("U32", "U8")
     ]
     if faults:
         more = f"; and {len(faults) - 4} more" if len(faults) > 4 else ""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import mlx.core as mx
 import numpy as np
 
-from mistral_mlx.weights.tensor import Quantized
+from mistral_mlx.weights.tensor import Layout, Quantized
 
 # ggml.h, enum ggml_type. Gaps in the numbers are types that were withdrawn.
 TYPE_NAMES = {
@@ -47,7 +47,8 @@ def read_blocks(kind: str, data: np.ndarray) -> mx.array | Quantized:
         return mx.array(data.view(np.float32 if kind == "F32" else np.float16))
     with np.errstate(invalid="ignore", over="ignore"):  # a scale that is not a number stays one
         if kind in PACKED:
-            return PACKED[kind](data.reshape(len(data), -1, BLOCKS[kind][1]))
+            layout, parts = PACKED[kind]
+            return _pack(layout, *parts(data.reshape(len(data), -1, BLOCKS[kind][1])))
         return mx.array(_dequantize(kind, data))
 
 
@@ -65,87 +66,97 @@ def _dequantize(kind: str, data: np.ndarray) -> np.ndarray:
     return values
 
 
-# ---- the same numbers in MLX's layout; each takes (rows, blocks, bytes of a block) uint8 ----------------------------
+# ---- the same numbers in MLX's layout -------------------------------------------------------------------------------
+# Each takes (rows, blocks, bytes of a block) uint8, and gives values, one in a byte, with scales and biases of groups.
+
+Parts = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 
 
-def _q1_0(data: np.ndarray) -> Quantized:
+def _q1_0(data: np.ndarray) -> Parts:
     scales = _half(data[..., :2])  # a bit says whether it is added or subtracted
-    return _packed(data[..., 2:], 2 * scales, -scales, group_size=128, bits=1)
+    return np.unpackbits(data[..., 2:], axis=-1, bitorder="little"), 2 * scales, -scales
 
 
-def _q4_0(data: np.ndarray) -> Quantized:
+def _q4_0(data: np.ndarray) -> Parts:
     scales = _half(data[..., :2])
-    return _packed(_join(_halves(data[..., 2:]), 4), scales, -8 * scales)
+    return _nibbles(data[..., 2:]), scales, -8 * scales
 
 
-def _q4_1(data: np.ndarray) -> Quantized:
-    return _packed(_join(_halves(data[..., 4:]), 4), _half(data[..., :2]), _half(data[..., 2:4]))
+def _q4_1(data: np.ndarray) -> Parts:
+    return _nibbles(data[..., 4:]), _half(data[..., :2]), _half(data[..., 2:4])
 
 
-def _q5_0(data: np.ndarray) -> Quantized:
+def _q5_0(data: np.ndarray) -> Parts:
     scales = _half(data[..., :2])
-    return _packed(_join(_halves(data[..., 6:]) | _fifth(data[..., 2:6]), 5), scales, -16 * scales, bits=5)
+    return _nibbles(data[..., 6:]) | _fifth(data[..., 2:6]), scales, -16 * scales
 
 
-def _q5_1(data: np.ndarray) -> Quantized:
-    values = _halves(data[..., 8:]) | _fifth(data[..., 4:8])
-    return _packed(_join(values, 5), _half(data[..., :2]), _half(data[..., 2:4]), bits=5)
+def _q5_1(data: np.ndarray) -> Parts:
+    return _nibbles(data[..., 8:]) | _fifth(data[..., 4:8]), _half(data[..., :2]), _half(data[..., 2:4])
 
 
-def _q8_0(data: np.ndarray) -> Quantized:
+def _q8_0(data: np.ndarray) -> Parts:
     scales = _half(data[..., :2])
-    return _packed(data[..., 2:] ^ 0x80, scales, -128 * scales, bits=8)  # signed to offset binary
+    return data[..., 2:] ^ 0x80, scales, -128 * scales  # signed to offset binary
 
 
-def _q4_k(data: np.ndarray) -> Quantized:
-    values = _halves(data[..., 16:].reshape(*data.shape[:2], 4, 32))
-    return _packed(_join(values, 4), *_sub_scales(data))
+def _q4_k(data: np.ndarray) -> Parts:
+    return _nibbles(data[..., 16:].reshape(*data.shape[:2], 4, 32)), *_sub_scales(data)
 
 
-def _q5_k(data: np.ndarray) -> Quantized:
-    values = _halves(data[..., 48:].reshape(*data.shape[:2], 4, 32)).reshape(*data.shape[:2], 8, 32)
+def _q5_k(data: np.ndarray) -> Parts:
+    values = _nibbles(data[..., 48:].reshape(*data.shape[:2], 4, 32)).reshape(*data.shape[:2], 8, 32)
     # Bit i of byte j is the fifth of value j in group i.
     fifth = (data[..., None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & 1) << 4
-    return _packed(_join(values | fifth, 5), *_sub_scales(data), bits=5)
+    return values | fifth, *_sub_scales(data)
 
 
-def _mxfp4(data: np.ndarray) -> Quantized:
-    return _packed(_join(_halves(data[..., 1:]), 4), data[..., 0], None, mode="mxfp4")
+def _mxfp4(data: np.ndarray) -> Parts:
+    return _nibbles(data[..., 1:]), data[..., 0], None
 
 
-def _nvfp4(data: np.ndarray) -> Quantized:
+def _nvfp4(data: np.ndarray) -> Parts:
     scales = data[..., :4] & 0x7F  # unsigned there, and zero where E4M3 has NaN
     scales[scales == 0x7F] = 0
-    values = _halves(data[..., 4:].reshape(*data.shape[:2], 4, 8))
-    return _packed(_join(values, 4), scales, None, group_size=16, mode="nvfp4")
+    return _nibbles(data[..., 4:].reshape(*data.shape[:2], 4, 8)), scales, None
 
 
-PACKED: dict[str, Callable[[np.ndarray], Quantized]] = {
-    "Q1_0": _q1_0, "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0, "Q4_K": _q4_k,
-    "Q5_K": _q5_k, "MXFP4": _mxfp4, "NVFP4": _nvfp4,
-}  # fmt: skip
+PACKED: dict[str, tuple[Layout, Callable[[np.ndarray], Parts]]] = {
+    "Q1_0": (Layout(128, 1), _q1_0),
+    "Q4_0": (Layout(32, 4), _q4_0),
+    "Q4_1": (Layout(32, 4), _q4_1),
+    "Q5_0": (Layout(32, 5), _q5_0),
+    "Q5_1": (Layout(32, 5), _q5_1),
+    "Q8_0": (Layout(32, 8), _q8_0),
+    "Q4_K": (Layout(32, 4), _q4_k),
+    "Q5_K": (Layout(32, 5), _q5_k),
+    "MXFP4": (Layout(32, 4, "mxfp4"), _mxfp4),
+    "NVFP4": (Layout(16, 4, "nvfp4"), _nvfp4),
+}
 
 
-def _packed(
-    data: np.ndarray,
-    scales: np.ndarray,
-    biases: np.ndarray | None,
-    *,
-    group_size: int = 32,
-    bits: int = 4,
-    mode: str = "affine",
-) -> Quantized:
-    """`data` holds each row's values from the lowest bit of its first byte on, in any shape."""
-    rows = len(data)
-    weight = np.ascontiguousarray(data).reshape(rows, -1).view(np.uint32)
+def _pack(layout: Layout, values: np.ndarray, scales: np.ndarray, biases: np.ndarray | None) -> Quantized:
+    rows = len(values)
+    weight = np.ascontiguousarray(_join(values, layout.bits)).reshape(rows, -1).view(np.uint32)
     return Quantized(
         mx.array(weight),
         mx.array(scales.reshape(rows, -1)),
         None if biases is None else mx.array(biases.reshape(rows, -1)),
-        group_size,
-        bits,
-        mode,
+        layout,
     )
+
+
+def _join(values: np.ndarray, bits: int) -> np.ndarray:
+    """Numbers of so many bits, each in a byte, side by side from the lowest bit on: eight of them in `bits` bytes."""
+    if bits == 8:
+        return values
+    if bits == 4:
+        pairs: np.ndarray = values[..., 0::2] | values[..., 1::2] << 4
+        return pairs
+    words = np.zeros(values.size // 8, np.uint64)
+    for i in range(8):
+        words |= values.reshape(-1, 8)[:, i].astype(np.uint64) << np.uint64(i * bits)
+    return words.view(np.uint8).reshape(-1, 8)[:, :bits]
 
 
 def _half(data: np.ndarray) -> np.ndarray:
@@ -154,7 +165,7 @@ def _half(data: np.ndarray) -> np.ndarray:
     return halves.astype(np.float32)
 
 
-def _halves(data: np.ndarray) -> np.ndarray:
+def _nibbles(data: np.ndarray) -> np.ndarray:
     """The lower nibbles of a run of bytes, then its upper ones, (..., 2 * bytes)."""
     return np.concatenate([data & 0x0F, data >> 4], axis=-1)
 
@@ -162,17 +173,6 @@ def _halves(data: np.ndarray) -> np.ndarray:
 def _fifth(data: np.ndarray) -> np.ndarray:
     """From 32 bits in four bytes the fifth bits of 32 values, in place."""
     return np.unpackbits(data, axis=-1, bitorder="little") << 4
-
-
-def _join(values: np.ndarray, bits: int) -> np.ndarray:
-    """Values of so many bits, each in a byte, side by side: eight of them in `bits` bytes."""
-    if bits == 4:
-        pairs: np.ndarray = values[..., 0::2] | values[..., 1::2] << 4
-        return pairs
-    words = np.zeros(values.size // 8, np.uint64)
-    for i in range(8):
-        words |= values.reshape(-1, 8)[:, i].astype(np.uint64) << np.uint64(i * bits)
-    return words.view(np.uint8).reshape(-1, 8)[:, :bits].reshape(len(values), -1)
 
 
 def _sub_scales(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

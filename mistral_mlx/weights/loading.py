@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -49,13 +50,14 @@ def plan_loading(checkpoint: Checkpoint, dtype: str | None = None) -> LoadingPla
     if dtype is not None and dtype != "keep" and dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is unknown.", f"Choose {', '.join(DTYPES)} or keep.")
     tensors = checkpoint.tensors.values()
-    quantized = any(t.quantized for t in tensors)
+    quantized = any(t.layout for t in tensors)
     if dtype in DTYPES:
         compute = DTYPES[dtype]
     else:
         compute = _stored_dtype(checkpoint) if dtype == "keep" and not quantized else compute_dtype()
     full = sum(t.elements for t in tensors) * compute.size
-    packed = sum(t.nbytes if t.quantized else t.elements * compute.size for t in tensors)
+    size = compute.size
+    packed = sum(t.layout.nbytes(t.elements, size) if t.layout else t.elements * size for t in tensors)
     expand = quantized and dtype != "keep" and not on_gpu() and full <= memory_limit() / 2
     return LoadingPlan(compute, expand, packed, full)
 
@@ -81,11 +83,11 @@ def load_model(checkpoint: Checkpoint, dtype: str | None = None) -> Transformer:
             f"{memory_limit() / 2**30:.1f} GiB for it.",
             "Use a smaller or a quantized model.",
         )
-    if any(t.quantized for t in checkpoint.tensors.values()) and not on_gpu() and dtype != "keep":
+    if any(t.layout for t in checkpoint.tensors.values()) and not on_gpu() and dtype != "keep":
         _say(plan)
     model = Transformer(checkpoint.config)
     weights: dict[str, mx.array] = {}
-    layouts: dict[str, dict[str, int | str]] = {}
+    layouts: dict[str, dict[str, Any]] = {}
     for name, tensor in checkpoint.tensors.items():
         try:
             value = tensor.read()
@@ -100,7 +102,7 @@ def load_model(checkpoint: Checkpoint, dtype: str | None = None) -> Transformer:
             if value.biases is not None:  # affine: only there are the scales numbers of the model's own precision
                 weights[f"{module}.scales"] = value.scales.astype(plan.dtype)
                 weights[f"{module}.biases"] = value.biases.astype(plan.dtype)
-            layouts[module] = {"group_size": value.group_size, "bits": value.bits, "mode": value.mode}
+            layouts[module] = asdict(value.layout)
         else:
             weights[name] = value.astype(plan.dtype)
             mx.eval(weights[name])

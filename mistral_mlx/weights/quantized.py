@@ -7,13 +7,12 @@ states a layout for all of them and, under a module's own name, where one differ
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from mistral_mlx.config_keys import CHECK_FILE, integer
 from mistral_mlx.errors import ConfigError, WeightsError
-from mistral_mlx.weights.tensor import Quantized, Tensor
+from mistral_mlx.weights.tensor import Layout, Quantized, Tensor
 
 _MODES = {  # group sizes and bits that MLX computes with; the first of each is its default
     "affine": ((64, 32, 128), (4, 1, 2, 3, 5, 6, 8)),
@@ -26,31 +25,22 @@ _MODES = {  # group sizes and bits that MLX computes with; the first of each is 
 _KEYS = ("group_size", "bits", "mode")
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a module is quantized: see `Quantized`."""
-
-    group_size: int
-    bits: int
-    mode: str
-
-    @classmethod
-    def of(cls, keys: Mapping[str, Any], where: str) -> Layout:
-        """Read a table with `group_size`, `bits` and `mode`; raises ConfigError for what MLX does not compute."""
-        more = [k for k, v in keys.items() if k not in _KEYS and not isinstance(v, (Mapping, bool))]
-        if more:
-            raise ConfigError(f"{where} has {', '.join(more)}, which is not known here.", CHECK_FILE)
-        mode = keys.get("mode", "affine")
-        if not isinstance(mode, str) or mode not in _MODES:
-            raise ConfigError(f"{where} has mode {mode!r}.", f"Modes that MLX computes: {', '.join(_MODES)}.")
-        sizes, bits = _MODES[mode]
-        layout = cls(integer(keys, "group_size", sizes[0]), integer(keys, "bits", bits[0]), mode)
-        if layout.group_size not in sizes or layout.bits not in bits:
-            raise ConfigError(
-                f"{where} has {layout.bits} bits in groups of {layout.group_size}, mode {mode}.",
-                f"MLX computes that mode with {_any(bits)} bits in groups of {_any(sizes)}.",
-            )
-        return layout
+def _layout(keys: Mapping[str, Any], where: str) -> Layout:
+    """From a table with `group_size`, `bits` and `mode`; raises ConfigError for what MLX does not compute."""
+    more = [k for k, v in keys.items() if k not in _KEYS and not isinstance(v, (Mapping, bool))]
+    if more:
+        raise ConfigError(f"{where} has {', '.join(more)}, which is not known here.", CHECK_FILE)
+    mode = keys.get("mode", "affine")
+    if not isinstance(mode, str) or mode not in _MODES:
+        raise ConfigError(f"{where} has mode {mode!r}.", f"Modes that MLX computes: {', '.join(_MODES)}.")
+    sizes, bits = _MODES[mode]
+    layout = Layout(integer(keys, "group_size", sizes[0]), integer(keys, "bits", bits[0]), mode)
+    if layout.group_size not in sizes or layout.bits not in bits:
+        raise ConfigError(
+            f"{where} has {layout.bits} bits in groups of {layout.group_size}, mode {mode}.",
+            f"MLX computes that mode with {_any(bits)} bits in groups of {_any(sizes)}.",
+        )
+    return layout
 
 
 class Layouts:
@@ -61,11 +51,11 @@ class Layouts:
         where = "quantization in config.json"
         if not isinstance(keys, Mapping):
             raise ConfigError(f"{where} must be a table, not {keys!r}.", CHECK_FILE)
-        self._default = Layout.of(keys, where)
+        self._default = _layout(keys, where)
         self._own: dict[str, Layout] = {}
         for name, value in keys.items():
             if isinstance(value, Mapping):
-                self._own[name] = Layout.of(value, f"{name} of {where}")
+                self._own[name] = _layout(value, f"{name} of {where}")
 
     def __getitem__(self, module: str) -> Layout:
         return self._own.get(module, self._default)
@@ -127,15 +117,13 @@ def _join(module: str, layout: Layout, weight: Tensor | None, scales: Tensor | N
         shape=(*weight.shape[:-1], columns),
         stored=layout.mode,
         nbytes=sum(p.nbytes for p in there),
-        quantized=True,
+        layout=layout,
         read=partial(_read, layout, weight, scales, biases),
     )
 
 
 def _read(layout: Layout, weight: Tensor, scales: Tensor, biases: Tensor | None) -> Quantized:
-    return Quantized(
-        weight.array(), scales.array(), biases.array() if biases else None, layout.group_size, layout.bits, layout.mode
-    )
+    return Quantized(weight.array(), scales.array(), biases.array() if biases else None, layout)
 
 
 def _any(values: tuple[int, ...]) -> str:

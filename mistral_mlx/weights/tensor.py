@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import mlx.core as mx
 
 
-class Quantized(NamedTuple):
-    """A matrix in one of MLX's quantized layouts, groups of `group_size` in a row sharing a scale.
+@dataclass(frozen=True)
+class Layout:
+    """How MLX packs a matrix: numbers of `bits` bits, groups of `group_size` in a row sharing a scale.
 
-    In mode "affine" an element is `scale * q + bias`, q in `bits` bits; in "mxfp4", "mxfp8" and "nvfp4" it is a float
-    of so many bits times its scale, and there are no biases. (Table in the documentation of mlx.core.quantize.)
+    In mode "affine" an element is `scale * q + bias`; in "mxfp4", "mxfp8" and "nvfp4" it is a float of so many bits
+    times its scale, and there are no biases. (Table in the documentation of mlx.core.quantize.)
+    """
+
+    group_size: int
+    bits: int
+    mode: str = "affine"
+
+    def nbytes(self, elements: int, itemsize: int) -> int:
+        """Bytes of a matrix in memory, scales and biases being numbers of `itemsize` bytes, floats' scales of one."""
+        per_group = 2 * itemsize if self.mode == "affine" else 1
+        return elements * self.bits // 8 + elements // self.group_size * per_group
+
+
+class Quantized(NamedTuple):
+    """A packed matrix.
 
     weight is (rows, columns * bits / 32) uint32; scales and biases are (rows, columns / group_size).
     """
@@ -22,13 +37,11 @@ class Quantized(NamedTuple):
     weight: mx.array
     scales: mx.array
     biases: mx.array | None
-    group_size: int
-    bits: int
-    mode: str
+    layout: Layout
 
     def expand(self) -> mx.array:
         """The matrix itself, (rows, columns) float32."""
-        return mx.dequantize(*self[:3], group_size=self.group_size, bits=self.bits, mode=self.mode, dtype=mx.float32)
+        return mx.dequantize(*self[:3], **asdict(self.layout), dtype=mx.float32)
 
 
 @dataclass(frozen=True)
@@ -39,7 +52,8 @@ class Tensor:
         name: its name in Hugging Face's scheme.
         shape: its logical shape, matrices as (out, in).
         stored: the file's own word for its type, such as BF16 or Q4_0.
-        quantized: whether `read` gives a Quantized.
+        nbytes: bytes in the file.
+        layout: how it is packed, if `read` gives a Quantized.
         read: bring it into memory; at most once.
     """
 
@@ -47,7 +61,7 @@ class Tensor:
     shape: tuple[int, ...]
     stored: str
     nbytes: int
-    quantized: bool
+    layout: Layout | None
     read: Callable[[], mx.array | Quantized]
 
     @property

@@ -25,7 +25,7 @@ from mistral_mlx.weights import loading
 from mistral_mlx.weights.checkpoint import Checkpoint, open_checkpoint, read_config
 from mistral_mlx.weights.loading import load_model
 from mistral_mlx.weights.names import expected_shapes, rotated_heads, to_gguf
-from mistral_mlx.weights.tensor import Tensor
+from mistral_mlx.weights.tensor import Layout, Tensor
 from tests.conftest import GOLDEN, TINY
 
 CASES = ["window", "full", "mix", "head_dim", "yarn"]
@@ -320,10 +320,10 @@ def never(*_: Any) -> NoReturn:
     raise AssertionError("nothing may be read")
 
 
-def unread(config: ModelConfig, kind: str = "BF16", bits: int = 16, *, quantized: bool = False) -> Checkpoint:
+def unread(config: ModelConfig, kind: str = "BF16", bits: int = 16, layout: Layout | None = None) -> Checkpoint:
     """A checkpoint of that size, which fails where anything of it is read."""
     tensors = {
-        name: Tensor(name, shape, kind, math.prod(shape) * bits // 8, quantized, never)
+        name: Tensor(name, shape, kind, math.prod(shape) * bits // 8, layout, never)
         for name, shape in expected_shapes(config).items()
     }
     return Checkpoint(Path("large"), config, tensors)
@@ -348,8 +348,8 @@ def test_a_model_larger_than_memory_is_refused_before_anything_is_read(
 def test_quantized_weights_that_do_not_fit_are_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "memory_limit", lambda: 2**30)
     for dtype in (None, "keep", "float32"):
-        with pytest.raises(OutOfMemoryError, match=r"16\.0 GiB.* has 1\.0 GiB"):
-            load_model(unread(LARGE, "Q8_0", 8, quantized=True), dtype)
+        with pytest.raises(OutOfMemoryError, match=r"20\.0 GiB.* has 1\.0 GiB"):
+            load_model(unread(LARGE, "Q8_0", 8, layout=Layout(32, 8)), dtype)
 
 
 def test_a_folder_larger_than_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

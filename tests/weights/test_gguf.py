@@ -23,7 +23,7 @@ from mistral_mlx.config import ModelConfig
 from mistral_mlx.errors import MistralError, WeightsError
 from mistral_mlx.weights.checkpoint import open_checkpoint
 from mistral_mlx.weights.formats.gguf import read_header
-from mistral_mlx.weights.loading import load_model
+from mistral_mlx.weights.loading import load_model, plan_loading
 from mistral_mlx.weights.names import expected_shapes, to_gguf
 from tests.conftest import GOLDEN, TINY
 from tests.weights.conftest import Write, golden_weights, rotated
@@ -126,6 +126,8 @@ def test_packed_weights_give_the_logits_of_expanded_ones(kind: str, tied: bool, 
     assert isinstance(packed.model.model.embed_tokens, nn.QuantizedEmbedding)
     assert not any(isinstance(m, nn.QuantizedLinear) for m in expanded.model.modules())
     assert float(mx.max(mx.abs(packed.logits(IDS) - expanded.logits(IDS)))) < 1e-4
+    for llm, dtype in ((packed, "keep"), (expanded, "float32")):
+        assert llm.model.nbytes == plan_loading(open_checkpoint(path), dtype).nbytes
 
 
 def test_types_may_be_mixed(write: Write, gguf_package: Any) -> None:
@@ -169,7 +171,7 @@ def test_sizes_are_those_of_the_file(write: Write) -> None:
     matrices = sum(np.prod(s) for s in expected_shapes(BLOCKY).values() if len(s) > 1)
     assert checkpoint.stored_bytes == matrices * 18 // 32 + 5 * 64 * 4
     assert checkpoint.tensors["model.norm.weight"].stored == "F32"
-    assert checkpoint.tensors["lm_head.weight"].quantized
+    assert checkpoint.tensors["lm_head.weight"].layout
 
 
 # ---- what is in the file beside ----------------------------------------------------------------------------------

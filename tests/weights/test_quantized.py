@@ -19,6 +19,7 @@ import mistral_mlx as mm
 from mistral_mlx import models
 from mistral_mlx.errors import ConfigError, MistralError, WeightsError
 from mistral_mlx.weights.checkpoint import open_checkpoint
+from mistral_mlx.weights.loading import plan_loading
 from tests.conftest import TINY, make_model
 
 CONFIG = replace(
@@ -99,6 +100,7 @@ def test_what_mlx_lm_converted_gives_its_logits(recipe: str, dtype: str, convert
     assert llm.config.sliding_window == 16
     packed = [m for m in llm.model.modules() if isinstance(m, (nn.QuantizedLinear, nn.QuantizedEmbedding))]
     assert bool(packed) == (dtype == "keep")
+    assert llm.model.nbytes == plan_loading(open_checkpoint(folder), dtype).nbytes
     assert float(mx.max(mx.abs(theirs))) > 1
     np.testing.assert_allclose(np.array(llm.logits(IDS)), np.array(theirs), atol=1e-4)
 

@@ -104,7 +104,7 @@ def test_tensors_are_described_as_they_are_stored(name: str) -> None:
     for key, tensor in described.items():
         assert (tensor.name, tensor.shape, tensor.stored) == (key, stored[key].shape, "BF16")
         assert tensor.nbytes == 2 * tensor.elements == stored[key].nbytes
-        assert not tensor.quantized
+        assert tensor.layout is None
         assert mx.array_equal(tensor.read(), stored[key])
 
 

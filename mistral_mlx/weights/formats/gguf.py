@@ -57,7 +57,7 @@ class Gguf:
             shape=entry.shape,
             stored=entry.kind,
             nbytes=entry.nbytes,
-            quantized=entry.kind in PACKED,
+            layout=PACKED[entry.kind][0] if entry.kind in PACKED else None,
             read=lambda: self._read(entry, heads),
         )
 

@@ -68,5 +68,5 @@ def read_tensors(files: list[Path]) -> dict[str, Tensor]:
             if name in tensors:
                 raise WeightsError(f"{name} is stored twice in {file.parent}.", "Remove the file that is left over.")
             # Popped, so that the stored form is freed as soon as it has been converted.
-            tensors[name] = Tensor(name, shape, kind, lazy[name].nbytes, False, partial(lazy.pop, name))
+            tensors[name] = Tensor(name, shape, kind, lazy[name].nbytes, None, partial(lazy.pop, name))
     return tensors
