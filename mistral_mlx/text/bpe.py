@@ -46,11 +46,11 @@ class Bpe:
         self.control = control
         self.bos_id = bos_id
         self.stop_ids = stop_ids
+        self._spelled = spelled
         self._space = space
-        ids = bpe.get_vocab(with_added_tokens=True) | dict(control)
-        self.vocab_size = max(ids.values()) + 1
-        self._bytes = {i: spelled(piece) for piece, i in ids.items()}
-        self._bytes |= {i: piece.encode() for piece, i in literal.items()} | dict.fromkeys(control.values(), b"")
+        self._pieces = {i: piece for piece, i in bpe.get_vocab(with_added_tokens=True).items()}
+        self._as_they_are = dict.fromkeys(control.values(), b"") | {i: name.encode() for name, i in literal.items()}
+        self.vocab_size = max(self._pieces | self._as_they_are) + 1
 
     def encode(self, text: str, *, follows: bool = False) -> list[int]:
         checked_text(text)
@@ -62,7 +62,9 @@ class Bpe:
         return list(self._bpe.encode(text, add_special_tokens=False).ids)
 
     def token_bytes(self, token: int) -> bytes:
-        return self._bytes.get(token, b"")
+        if token in self._as_they_are:
+            return self._as_they_are[token]
+        return self._spelled(self._pieces[token]) if token in self._pieces else b""
 
     def first_bytes(self, token: int) -> bytes:
         data = self.token_bytes(token)

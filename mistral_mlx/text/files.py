@@ -40,13 +40,14 @@ def open_text(path: Path, metadata: Mapping[str, Any], vocab_size: int) -> Text:
     """
     try:
         if metadata:
-            tokenizer, names = gguf_tokenizer(metadata), _gguf_names(metadata)
+            tokenizer, names, added = gguf_tokenizer(metadata), _gguf_names(metadata), set()
             template = metadata.get("tokenizer.chat_template")
         else:
             settings = _settings(path)
             names = _named(settings, "bos_token"), _named(settings, "eos_token")
             template = _folder_template(path, settings)
             tokenizer = find_tokenizer(path)
+            added = _added(settings)
         if tokenizer.vocab_size > vocab_size:
             raise TokenizerError(
                 f"The tokenizer has {tokenizer.vocab_size} ids, the model {vocab_size}.",
@@ -55,7 +56,14 @@ def open_text(path: Path, metadata: Mapping[str, Any], vocab_size: int) -> Text:
     except TokenizerError as error:
         return Text(error, error, False)
     try:
-        return Text(tokenizer, _chat_format(tokenizer, template, *names), isinstance(template, str))
+        chat_format = _chat_format(tokenizer, template, *names)
+        lost = [name for name in added - tokenizer.control.keys() if name in str(template)]
+        if lost and isinstance(chat_format, TemplateChat):
+            raise TokenizerError(
+                f"The model's chat template writes tokens that its tokenizer lacks: {', '.join(sorted(lost))}.",
+                f"Add the model's tokenizer.json to its folder. {_RAW}",
+            )
+        return Text(tokenizer, chat_format, isinstance(template, str))
     except TokenizerError as error:
         return Text(tokenizer, error, False)
 
@@ -164,6 +172,13 @@ def _named(settings: Mapping[str, Any], key: str) -> str | None:
     value = settings.get(key)
     name = value.get("content") if isinstance(value, Mapping) else value
     return name if isinstance(name, str) else None
+
+
+def _added(settings: Mapping[str, Any]) -> set[str]:
+    """Names of the tokens that were added to a vocabulary, which `tokenizer.model` alone does not have."""
+    table = settings.get("added_tokens_decoder")
+    entries = table.values() if isinstance(table, Mapping) else ()
+    return {str(e["content"]) for e in entries if isinstance(e, Mapping) and e.get("special") and e.get("content")}
 
 
 def _folder_template(folder: Path, settings: Mapping[str, Any]) -> str | None:

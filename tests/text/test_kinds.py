@@ -318,6 +318,24 @@ def test_tokens_that_a_fine_tune_added_are_found(spm_json: Path, tmp_path: Path)
     assert found.chat_format.encode(TALK[:1]) == theirs.encode(rendered, add_special_tokens=False).ids
 
 
+def test_tokens_that_a_template_needs_and_no_file_has_are_named(tmp_path: Path) -> None:
+    """Fine-tunes without tokenizer.json: their control tokens would be written as text."""
+    (tmp_path / "tokenizer.model").write_bytes((DATA / FILES["v1"]).read_bytes())
+    keys = {
+        "added_tokens_decoder": {
+            "2": {"content": "</s>", "special": True},
+            "32000": {"content": "<|x|>", "special": True},
+        },
+        "chat_template": "<|x|>{{ messages[0].content }}</s>",
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(keys))
+    found = open_text(tmp_path, {}, 32001)
+    assert isinstance(found.tokenizer, SentencePiece)
+    assert isinstance(found.chat_format, mm.TokenizerError)
+    assert "<|x|>." in found.chat_format.message
+    assert "tokenizer.json" in found.chat_format.hint
+
+
 @pytest.mark.parametrize(
     ("content", "word"),
     [
