@@ -116,7 +116,7 @@ class Chat:
                 text += chunk.text
                 said += chunk.tokens
                 yield chunk
-        except GeneratorExit:
+        except GeneratorExit:  # the reader left between two steps: the cache is whole
             raise
         except BaseException:
             self._cache = self._llm.model.make_cache()  # a step was broken off: its layers may stand apart
@@ -128,8 +128,10 @@ class Chat:
                 self.messages = [*messages, Message("assistant", text, tuple(self._shown(said, text, params)))]
 
     def _shown(self, said: list[int], text: str, params: SamplingParams) -> list[int]:
-        """Of the ids that were sampled those that a stop string left, or the text's own where it ends inside one."""
-        if not params.stop or said[-1] in self._llm.stop_ids:
+        """Of the ids that were sampled those that became text; the text's own where a stop string cut one in two."""
+        if said[-1] in self._llm.stop_ids:  # the chat format writes its own end of a turn
+            return said[:-1]
+        if not params.stop:
             return said
         kept = list(said)
         while kept and len(self._llm.decode(kept)) > len(text):

@@ -224,7 +224,7 @@ class ModelConfig:
     def from_gguf(cls, metadata: Mapping[str, Any]) -> ModelConfig:
         """Read GGUF metadata of architecture `llama`, which is what converters write for every dense Mistral.
 
-        Defaults are llama.cpp's. GGUF has no key for Mistral's window: such files are full attention.
+        Defaults are llama.cpp's. Its converter does not write Mistral's window: such files are full attention.
 
         Raises:
             ConfigError: a key is missing, malformed, or asks for what is not computed here.
@@ -254,6 +254,7 @@ class ModelConfig:
             rms_norm_eps=number(keys, "attention.layer_norm_rms_epsilon"),
             rope_theta=number(keys, "rope.freq_base", 1e4),
             yarn=_gguf_yarn(keys),
+            sliding_window=_window(keys.get("attention.sliding_window") or None),
             max_position_embeddings=integer(keys, "context_length"),
             eos_token_ids=token_ids(eos, "tokenizer.ggml.eos_token_id"),
         )
@@ -353,6 +354,8 @@ def _hf_rope(keys: Mapping[str, Any], max_positions: int) -> tuple[float, Yarn |
         raise ConfigError(f"rope_parameters must be a table, not {rope!r}.", CHECK_FILE)
     theta = number(rope, "rope_theta", number(keys, "rope_theta"))
     kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "linear" and rope.get("factor") == 1:
+        return theta, None  # positions divided by one
     if kind not in ("default", "yarn"):
         raise ConfigError(f"rope_type {kind!r} is not computed here.", "Supported: default, yarn.")
     (YARN_KEYS if kind == "yarn" else ROPE_KEYS).check(rope)

@@ -67,6 +67,10 @@ HF_KEYS = Keys(
         "torchscript", "use_bfloat16", "id2label", "label2id", "problem_type", "task_specific_params",
         "finetuning_task", "chunk_size_feed_forward", "is_encoder_decoder", "is_decoder", "transformers.js_config",
         "max_length", "unsloth_fixed", "unsloth_version", "name_or_path", "license",
+        # of tokenizers, of training, and of how to sample, which is the caller's to say
+        "tokenizer_class", "model_max_length", "max_sequence_length", "tokenizer_model_max_length",
+        "tokenizer_padding_side", "neftune_noise_alpha", "chat_template", "do_sample", "temperature", "top_k", "top_p",
+        "num_beams", "repetition_penalty", "length_penalty", "no_repeat_ngram_size", "early_stopping", "min_length",
         "use_sliding_window",  # transformers' Mistral classes do not read it
     }),
 )  # fmt: skip
@@ -105,6 +109,7 @@ GGUF_KEYS = Keys(
         "attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.dimension_count", "vocab_size",
         "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length",
         "rope.scaling.attn_factor", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow",
+        "attention.sliding_window",
     }),
     inert={"expert_count": (0,), "expert_used_count": (0,), "rope.scale_linear": (1,), "attention.causal": (True,)},
     harmless=frozenset({"rope.scaling.finetuned", "tensor_data_layout"}),
@@ -156,6 +161,6 @@ def positive(name: str, value: Any) -> None:
 def token_ids(value: Any, key: str) -> tuple[int, ...]:
     """One id or a list of ids, as a tuple."""
     values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
-    if any(isinstance(v, bool) or not isinstance(v, int) or v < 0 for v in values):
+    if any(isinstance(v, bool) or not isinstance(v, int) or not 0 <= v < 2**31 for v in values):
         raise ConfigError(f"{key} must be a token id or a list of them, not {value!r}.", CHECK_FILE)
     return tuple(values)

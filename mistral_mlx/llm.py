@@ -216,20 +216,24 @@ class LLM:
                 f"The prompt has {prompt} tokens; this model attends to at most {limit}.",
                 f"Shorten it by {prompt - limit} tokens or more.",
             )
-        memory = self.memory(prompt + max_tokens)
+        memory = self.memory(prompt + max_tokens, prompt)
         if not memory.fits:
             raise OutOfMemoryError(f"{memory}.", "Shorten the prompt or lower max_tokens.")
 
-    def memory(self, tokens: int = 4096) -> Memory:
+    def memory(self, tokens: int = 4096, prompt: int | None = None) -> Memory:
         """The bytes that this model takes at most while it reads and writes `tokens` tokens.
 
+        Args:
+            prompt: how many of them are read at the beginning; all of them, if it is not said.
+
         Raises:
-            InputError: tokens is no whole number from 1.
+            InputError: a length that is no whole number from 1.
         """
-        if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
-            raise InputError(f"tokens is {tokens!r}.", "It must be a whole number from 1.")
+        for name, value in (("tokens", tokens), ("prompt", tokens if prompt is None else prompt)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"{name} is {value!r}.", "It must be a whole number from 1.")
         longest = self.config.context_length or tokens
-        return Memory.predict(self.config, self.model.nbytes, min(tokens, longest), self.model.dtype.size)
+        return Memory.predict(self.config, self.model.nbytes, min(tokens, longest), self.model.dtype.size, prompt)
 
     def run(
         self,

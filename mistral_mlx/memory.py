@@ -29,14 +29,17 @@ class Memory:
     limit: int
 
     @classmethod
-    def predict(cls, config: ModelConfig, weights: int, tokens: int, itemsize: int) -> Memory:
+    def predict(
+        cls, config: ModelConfig, weights: int, tokens: int, itemsize: int, prompt: int | None = None
+    ) -> Memory:
         """Work it out from the architecture.
 
         Args:
             weights: their bytes.
+            prompt: how many of the tokens are read at the beginning; all of them, if it is not said.
             itemsize: bytes of a number in activations, keys and values.
         """
-        cache, prefill = cache_bytes(config, tokens, itemsize), prefill_bytes(config, tokens, itemsize)
+        cache, prefill = cache_bytes(config, tokens, itemsize), prefill_bytes(config, prompt or tokens, itemsize)
         return cls(tokens, weights, cache, prefill, memory_limit())
 
     @property

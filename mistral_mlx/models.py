@@ -42,15 +42,14 @@ def resolve(model: str | Path, *, progress: hub.Progress | None = None) -> Path:
         InputError: there is no such alias, folder or file.
         HubError: it cannot be fetched.
     """
-    if model in ALIASES:
-        return hub.find(ALIASES[str(model)]) or hub.pull(ALIASES[str(model)], progress=progress)
-    if (path := _on_disk(model)) is not None:
-        return path
-    if not isinstance(model, str) or not hub.is_hub_name(model):
-        raise _unknown(model)
+    place = _place(model)
+    if isinstance(place, Path):
+        return place
     try:
-        return hub.find(model) or hub.pull(model, progress=progress)
+        return hub.find(place) or hub.pull(place, progress=progress)
     except HubError as error:
+        if model in ALIASES:
+            raise
         raise HubError(error.message, f"{error.hint} There is no folder of that name here either.") from error
 
 
@@ -60,32 +59,32 @@ def find(model: str | Path) -> Path:
     Raises:
         InputError: it is not on this machine.
     """
-    name = ALIASES.get(str(model), model)
-    path = hub.find(name) if isinstance(name, str) and hub.is_hub_name(name) else None
-    if (path := _on_disk(model) or path) is not None:
-        return path
-    if name is not model or (isinstance(model, str) and hub.is_hub_name(model)):
-        raise InputError(f"{name} is not on this machine.", f"Fetch it: mistral-mlx models pull {model}")
-    raise _unknown(model)
+    place = _place(model)
+    path = place if isinstance(place, Path) else hub.find(place)
+    if path is None:
+        raise InputError(f"{place} is not on this machine.", f"Fetch it: mistral-mlx models pull {model}")
+    return path
 
 
-def _unknown(model: str | Path) -> InputError:
+def _place(model: str | Path) -> Path | str:
+    """Where a name leads: a path that exists, or a name on the hub. Short names go before paths."""
+    if model == "demo":
+        return _demo()
+    if isinstance(model, str) and model in ALIASES:
+        return ALIASES[model]
+    try:
+        path = Path(model).expanduser()
+        if model and path.exists():
+            return path
+    except (OSError, RuntimeError, TypeError, ValueError):  # what no path can be, such as a whole prompt
+        pass
+    if isinstance(model, str) and hub.is_hub_name(model):
+        return model
     aliases = ", ".join(["demo", *ALIASES])
-    return InputError(
+    raise InputError(
         f"There is no model {str(model)!r} on this machine.",
         f"Give a model folder, a .gguf file, a name on the hub (owner/name), or one of: {aliases}.",
     )
-
-
-def _on_disk(model: str | Path) -> Path | None:
-    """A path that exists, or the demo's."""
-    if model == "demo":
-        return _demo()
-    try:
-        path = Path(model).expanduser()
-        return path if path.exists() else None
-    except (OSError, RuntimeError, TypeError, ValueError):  # what no path can be, such as a whole prompt
-        return None
 
 
 def _demo() -> Path:
@@ -130,7 +129,7 @@ def on_disk() -> list[Entry]:
 
 
 def pull(model: str, *, progress: hub.Progress | None = None) -> Path:
-    """Fetch a model from the hub, or bring it up to date; arguments as for `hub.pull`, and aliases.
+    """Fetch a model from the hub, or bring it up to date; arguments as for `hub.pull`, and short names.
 
     Raises:
         HubError: it cannot be fetched.
@@ -138,10 +137,12 @@ def pull(model: str, *, progress: hub.Progress | None = None) -> Path:
     """
     if model == "demo":
         return _demo()
-    name = ALIASES.get(model, model)
-    if not hub.is_hub_name(name):
-        raise _unknown(model)
-    return hub.pull(name, progress=progress)
+    place = ALIASES.get(model, model)
+    if not hub.is_hub_name(place):
+        raise InputError(
+            f"{model!r} is not the name of a model on the hub.", f"Give owner/name, or one of: {', '.join(ALIASES)}."
+        )
+    return hub.pull(place, progress=progress)
 
 
 def stored(model: str) -> Entry:

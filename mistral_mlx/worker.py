@@ -226,8 +226,9 @@ def _send_items(job: Job, items: Iterator[Any]) -> None:
 
 def _empty_frames(error: BaseException | None) -> None:
     """Drop the local variables that an error and those behind it hold: half of a model that does not fit, say."""
-    seen = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        clear_frames(error.__traceback__)
-        error = error.__context__ if error.__cause__ is None else error.__cause__
+    behind, seen = [error], set[int]()
+    while behind:
+        if (error := behind.pop()) is not None and id(error) not in seen:
+            seen.add(id(error))
+            clear_frames(error.__traceback__)
+            behind += [error.__cause__, error.__context__]

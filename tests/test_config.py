@@ -417,6 +417,17 @@ def test_a_stated_head_dim_counts() -> None:
     assert hf(head_dim=20).head_dim == params(head_dim=20).head_dim == gguf({"attention.key_length": 20}).head_dim == 20
 
 
+def test_linear_stretching_by_one_is_none() -> None:
+    assert hf(rope_scaling={"type": "linear", "factor": 1.0}).yarn is None
+    with pytest.raises(ConfigError, match="linear"):
+        hf(rope_scaling={"type": "linear", "factor": 2.0})
+
+
+@pytest.mark.parametrize(("stated", "window"), [(4096, 4096), (0, None), (None, None)])
+def test_a_window_that_a_gguf_states_is_heeded(stated: int | None, window: int | None) -> None:
+    assert gguf({"attention.sliding_window": stated}).sliding_window == window
+
+
 def test_gguf_head_dimensions_must_agree() -> None:
     same = {"attention.key_length": 20, "attention.value_length": 20, "rope.dimension_count": 20}
     assert gguf(same).head_dim == 20
@@ -501,7 +512,6 @@ REFUSED: list[tuple[str, str, Any]] = [
     ("config.json", "something_new", "x"),
     ("config.json", "something_new", 0),
     ("GGUF", "llama.expert_count", 8),
-    ("GGUF", "llama.attention.sliding_window", 4096),
     ("GGUF", "llama.attention.causal", False),
     ("GGUF", "llama.attention.temperature_scale", 0.1),
     ("GGUF", "llama.rope.scale_linear", 4.0),

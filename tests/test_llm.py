@@ -278,6 +278,24 @@ def test_a_chat_goes_on_after_a_stop_string(talker: mm.LLM) -> None:
         assert following.tokens == fresh.tokens
 
 
+def test_any_stop_token_is_left_out_of_the_history(talker: mm.LLM) -> None:
+    """Also one that the configuration names and the tokenizer does not."""
+    free = talker.chat().send("Hello", max_tokens=8, temperature=1.0, seed=4)
+    stop = free.tokens[5]
+    config = talker.config
+    talker.config = replace(config, eos_token_ids=(2, stop))
+    try:
+        chat = talker.chat()
+        answer = chat.send("Hello", max_tokens=8, temperature=1.0, seed=4)
+        assert (answer.finish_reason, answer.tokens[-1]) == ("stop", stop)
+        assert chat.messages[-1].ids == tuple(answer.tokens[:-1])
+        following = chat.send("And?", max_tokens=3)
+        fresh = talker.generate(talker.chat_format.encode(chat.messages[:-1]), max_tokens=3)
+        assert following.tokens == fresh.tokens
+    finally:
+        talker.config = config
+
+
 def test_alternatives_come_with_each_token_when_asked_for(talker: mm.LLM) -> None:
     found = talker.generate("Hello", max_tokens=5, logprobs=3)
     assert [len(top) for top in found.top_logprobs] == [3] * len(found.tokens)

@@ -57,6 +57,12 @@ def test_a_model_tells_what_it_takes() -> None:
     assert llm.memory(10**6).cache == llm.memory(10**5).cache  # windows bound it
 
 
+def test_a_long_answer_to_a_short_prompt_takes_little_to_read() -> None:
+    llm = mm.load(GOLDEN / "window")
+    assert llm.memory(10_000, prompt=10).prefill < llm.memory(10_000).prefill / 10
+    assert llm.memory(10_000, prompt=10).cache == llm.memory(10_000).cache
+
+
 def test_a_context_bounds_what_is_told() -> None:
     llm = mm.load(GOLDEN / "full")
     assert llm.memory(10**6) == llm.memory(256)

@@ -72,7 +72,7 @@ def test_a_misspelled_path_that_could_be_a_name_says_both(server: Hub) -> None:
 @pytest.mark.parametrize("name", ["nothing-here", "./a/b", "a/b/c", "a prompt that was put in the wrong place\n" * 200])
 def test_what_cannot_be_a_name_is_refused_without_asking_the_hub(name: str, server: Hub) -> None:
     for use in (mm.load, models.find, models.pull):
-        with pytest.raises(mm.InputError, match="There is no model") as error:
+        with pytest.raises(mm.InputError, match=r"There is no model|is not the name of a model") as error:
             use(name)
         assert "7b-v0.1" in error.value.hint
     assert not server.requests
@@ -82,6 +82,21 @@ def test_a_broken_download_is_told_apart_from_a_broken_model(server: Hub) -> Non
     server.repos[REPO] = FILES | {"config.json": b"{}"}
     with pytest.raises(mm.ConfigError, match="model_type"):
         mm.load(REPO)
+
+
+@pytest.mark.parametrize("name", ["", None, 3, ["a"], b"demo", 1.5], ids=repr)
+def test_what_is_no_name_at_all_is_refused(name: object, server: Hub) -> None:
+    for use in (mm.load, models.find):
+        with pytest.raises(mm.InputError, match="There is no model"):
+            use(name)  # type: ignore[operator]
+
+
+def test_a_short_name_goes_before_a_folder_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(GOLDEN / "full", tmp_path / "7b")
+    assert mm.load("7b").config.sliding_window == 8
+    assert models.info("7b").config.sliding_window == 8
+    assert models.info("./7b").config.sliding_window is None
 
 
 # ---- windows ----------------------------------------------------------------------------------------------------

@@ -72,6 +72,8 @@ def _generate(arguments: argparse.Namespace) -> int:
     sampling = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
     if arguments.logit_bias is not None:
         sampling["logit_bias"] = dict(arguments.logit_bias)
+        if len(sampling["logit_bias"]) < len(arguments.logit_bias):
+            raise InputError("--logit-bias names a token twice.", "Give each token once.")
     if arguments.stop is not None:
         sampling["stop"] = [_argument(text) for text in arguments.stop]
     params = SamplingParams(**sampling)

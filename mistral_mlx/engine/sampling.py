@@ -58,14 +58,14 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         _check("max_tokens", _is_whole(self.max_tokens) and self.max_tokens >= 1, "a whole number from 1", self)
-        positive = _is_real(self.repetition_penalty) and self.repetition_penalty > 0
-        _check("repetition_penalty", positive, "a number above 0", self)
-        _check("presence_penalty", _is_real(self.presence_penalty), "a number", self)
-        _check("frequency_penalty", _is_real(self.frequency_penalty), "a number", self)
+        factor = _is_real(self.repetition_penalty) and 1e-6 <= self.repetition_penalty <= 1e6
+        _check("repetition_penalty", factor, "from 1e-6 to 1e6", self)
+        for name in ("presence_penalty", "frequency_penalty"):
+            _check(name, _is_addend(getattr(self, name)), "a number from -1e30 to 1e30", self)
         biases = isinstance(self.logit_bias, Mapping) and all(
-            _is_whole(i) and i >= 0 and _is_real(bias) for i, bias in self.logit_bias.items()
+            _is_whole(i) and i >= 0 and _is_addend(bias) for i, bias in self.logit_bias.items()
         )
-        _check("logit_bias", biases, "a table of token ids and numbers", self)
+        _check("logit_bias", biases, "a table of token ids and numbers from -1e30 to 1e30", self)
         _check("temperature", _is_real(self.temperature) and self.temperature >= 0, "a number from 0", self)
         _check(
             "top_k", self.top_k is None or (_is_whole(self.top_k) and self.top_k >= 1), "a whole number from 1", self
@@ -189,3 +189,8 @@ def _is_whole(value: object) -> bool:
 
 def _is_real(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _is_addend(value: object) -> bool:
+    """What can be added to logits some thousand times without leaving float32."""
+    return _is_real(value) and abs(value) <= 1e30  # type: ignore[arg-type]

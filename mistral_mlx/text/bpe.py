@@ -14,9 +14,8 @@ import tokenizers
 from tokenizers import AddedToken, Regex, models, pre_tokenizers
 
 from mistral_mlx.errors import TokenizerError
-from mistral_mlx.text.tokenizer import CONTROL, USER_DEFINED, checked_text
+from mistral_mlx.text.tokenizer import CONTROL, SPACE, USER_DEFINED, checked_text, gguf_stop_ids
 
-_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 _GUARD = "\x01"  # a character that merges with nothing
 
 
@@ -114,9 +113,10 @@ def from_gguf(keys: Mapping[str, Any]) -> Bpe:
     bpe = tokenizers.Tokenizer(model)
     bpe.pre_tokenizer = _CUTS[cut]()
     bpe.add_tokens([AddedToken(piece, normalized=False) for piece in literal])
-    stops = frozenset(int(keys[name]) for name in ("eos_token_id", "eot_token_id") if name in keys)
-    bos = int(keys["bos_token_id"]) if keys.get("add_bos_token") else None
-    return Bpe(bpe, _by_letters, control, literal, bos, stops)
+    # llama.cpp begins text with BOS where the file does not say for tekken, and not for the others.
+    begins = keys.get("add_bos_token", cut == "tekken") and "bos_token_id" in keys
+    bos = int(keys["bos_token_id"]) if begins else None
+    return Bpe(bpe, _by_letters, control, literal, bos, gguf_stop_ids(keys))
 
 
 def from_json(text: str, data: Mapping[str, Any], eos: str | None) -> Bpe:
@@ -185,4 +185,4 @@ def _by_marks(piece: str) -> bytes:
     """Bytes spelled in SentencePiece's way."""
     if re.fullmatch("<0x[0-9A-F]{2}>", piece):
         return bytes([int(piece[3:5], 16)])
-    return piece.replace(_SPACE, " ").encode()
+    return piece.replace(SPACE, " ").encode()

@@ -30,8 +30,8 @@ class Message:
     """One turn of a conversation.
 
     Attributes:
-        ids: the ids that were sampled, for a turn that a model wrote here. They are used as they are: encoding the
-            text anew often gives others, and then nothing that was computed can be used again.
+        ids: the ids that were sampled, but for a stop token, for a turn that a model wrote here. They are used as they
+            are: encoding the text anew often gives others, and then nothing that was computed can be used again.
     """
 
     role: Role
@@ -75,7 +75,7 @@ class MistralChat:
             elif message.ids is None:
                 turns.append(AssistantMessage(content=message.content))
             else:
-                answers[mark.of(index)] = [i for i in message.ids if i not in self._tokenizer.stop_ids]
+                answers[mark.of(index)] = list(message.ids)
                 turns.append(AssistantMessage(content=mark.of(index)))
         try:
             ids = list(self._common.encode_chat_completion(ChatCompletionRequest(messages=turns)).tokens)
@@ -167,9 +167,9 @@ class TemplateChat:
             end = place.end()
         runs += self._written(text[end:])
         pieces_of_marks = set(mark.pattern.sub("", text)) & set(mark.padded(0)[:5])
-        if found != list(range(len(messages))) or pieces_of_marks:
+        if sorted(found) != list(range(len(messages))) or pieces_of_marks:
             raise InputError(
-                "The model's chat template leaves out, repeats or reorders parts of this conversation.",
+                "The model's chat template leaves out or repeats parts of this conversation.",
                 "It may not know the system role: put that text into the first message, or use --raw.",
             )
         ids: list[int] = []
@@ -194,7 +194,7 @@ class TemplateChat:
         if message.ids is None:
             content = message.content.lstrip() if trim_left else message.content
             return content.rstrip() if trim_right else content
-        return [i for i in message.ids if i not in self._tokenizer.stop_ids]
+        return list(message.ids)
 
     def _written(self, text: str) -> list[str | list[int]]:
         """The template's own text, in which names of control tokens mean the tokens."""

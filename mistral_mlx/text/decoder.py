@@ -13,9 +13,6 @@ class StreamDecoder:
 
     Bytes of a character that is not yet complete are held back. Bytes that can never become one come out as U+FFFD,
     as in a decoding of the whole.
-
-    Attributes:
-        stop_ids: the tokenizer's; they are not fed.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, continues: bool = False) -> None:
@@ -24,7 +21,6 @@ class StreamDecoder:
         Args:
             continues: the ids carry on a text, whose next word brings its own space, rather than begin one.
         """
-        self.stop_ids = tokenizer.stop_ids
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._begins = not continues
@@ -43,7 +39,9 @@ class StreamDecoder:
 
 
 class StopStrings:
-    """Ends a text before the first of some strings. What may be the beginning of one is held back until it is certain.
+    """Ends a text before that of some strings which is complete first, and holds back what may be the beginning of one.
+
+    So the end does not depend on the pieces in which the text comes.
 
     Attributes:
         found: whether one has come; from then on nothing is let through.
@@ -56,10 +54,12 @@ class StopStrings:
 
     def feed(self, text: str) -> str:
         """What of the text so far is certain now."""
+        if self.found:
+            return ""
         self._held += text
-        places = [place for s in self._strings if (place := self._held.find(s)) >= 0]
-        self.found = self.found or bool(places)
-        end = min(places) if places else self._certain()
+        places = [(at + len(s), at) for s in self._strings if (at := self._held.find(s)) >= 0]
+        self.found = bool(places)
+        end = min(places)[1] if places else self._certain()
         certain, self._held = self._held[:end], "" if self.found else self._held[end:]
         return certain
 

@@ -13,7 +13,7 @@ from mistral_mlx.text import bpe, sentencepiece
 from mistral_mlx.text.chat import ChatFormat, MistralChat, TemplateChat
 from mistral_mlx.text.sentencepiece import SentencePiece
 from mistral_mlx.text.tekken import Tekken
-from mistral_mlx.text.tokenizer import Tokenizer
+from mistral_mlx.text.tokenizer import CONTROL, USER_DEFINED, Tokenizer, gguf_stop_ids
 
 _NO_TEXT = "Give token ids instead of text."
 _RAW = "Generate from plain text: LLM.generate, or --raw."
@@ -38,17 +38,15 @@ def open_text(path: Path, metadata: Mapping[str, Any], vocab_size: int) -> Text:
     Args:
         vocab_size: the model's.
     """
+    settings: Mapping[str, Any] = {}
     try:
         if metadata:
-            tokenizer, names, added = gguf_tokenizer(metadata), _gguf_names(metadata), set()
-            template = metadata.get("tokenizer.chat_template")
+            tokenizer = gguf_tokenizer(metadata)
         else:
             settings = _settings(path)
-            names = _named(settings, "bos_token"), _named(settings, "eos_token")
-            template = _folder_template(path, settings)
             tokenizer = find_tokenizer(path)
-            added = _added(settings)
-        if tokenizer.vocab_size > vocab_size:
+        # Names beyond the model's rows, such as a padding token, do no harm as long as no text becomes them.
+        if not set(range(vocab_size, tokenizer.vocab_size)) <= set(tokenizer.control.values()):
             raise TokenizerError(
                 f"The tokenizer has {tokenizer.vocab_size} ids, the model {vocab_size}.",
                 "The tokenizer is another model's.",
@@ -56,8 +54,10 @@ def open_text(path: Path, metadata: Mapping[str, Any], vocab_size: int) -> Text:
     except TokenizerError as error:
         return Text(error, error, False)
     try:
+        template = metadata.get("tokenizer.chat_template") if metadata else _folder_template(path, settings)
+        names = _gguf_names(metadata) if metadata else (_named(settings, "bos_token"), _named(settings, "eos_token"))
         chat_format = _chat_format(tokenizer, template, *names)
-        lost = [name for name in added - tokenizer.control.keys() if name in str(template)]
+        lost = [name for name in _added(settings) - tokenizer.control.keys() if name in str(template)]
         if lost and isinstance(chat_format, TemplateChat):
             raise TokenizerError(
                 f"The model's chat template writes tokens that its tokenizer lacks: {', '.join(sorted(lost))}.",
@@ -101,11 +101,26 @@ def gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
             f"Read: {', '.join(readers)}. Token ids work with any file.",
         )
     try:
-        return readers[kind](keys)
+        return readers[kind](_with_control(keys, metadata.get("tokenizer.chat_template")))
     except TokenizerError:
         raise
     except Exception as error:  # the libraries raise whatever they like
         raise TokenizerError(f"This GGUF file's tokenizer is damaged: {error!r}.", "Fetch the file again.") from error
+
+
+def _with_control(keys: Mapping[str, Any], template: object) -> Mapping[str, Any]:
+    """The same keys, with what ends a text and what the chat template writes marked as control tokens.
+
+    Older converters mark tokens that a fine-tune added as text, which anybody could then write.
+    """
+    if USER_DEFINED not in keys.get("token_type", ()):
+        return keys
+    stops = gguf_stop_ids(keys)
+    kinds = [
+        CONTROL if kind == USER_DEFINED and (i in stops or (len(name) > 2 and name in str(template))) else kind
+        for i, (name, kind) in enumerate(zip(keys["tokens"], keys["token_type"], strict=True))
+    ]
+    return {**keys, "token_type": kinds}
 
 
 def _gguf_names(metadata: Mapping[str, Any]) -> tuple[str | None, str | None]:
@@ -131,7 +146,8 @@ def find_tokenizer(folder: Path) -> Tokenizer:
     # `tokenizer.model.v3` beside `tokenizer.model`: the one that names its version is the newer.
     patterns = ("tokenizer.model.v*", "tokenizer.model", "*.model.v[0-9]*")
     models = [path for pattern in patterns for path in sorted(folder.glob(pattern), reverse=True)]
-    model = sentencepiece.from_file(models[0]) if models else None
+    begins = _settings(folder).get("add_bos_token") is not False
+    model = sentencepiece.from_file(models[0], add_bos=begins) if models else None
     if (folder / "tokenizer.json").exists():
         other = _read_json_tokenizer(folder)
         if model is None or other.vocab_size > model.vocab_size:
@@ -192,5 +208,11 @@ def _folder_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     template = settings.get("chat_template")
     if isinstance(template, list):
         named = {t.get("name"): t.get("template") for t in template if isinstance(t, Mapping)}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
+        if "default" not in named:
+            raise TokenizerError(
+                f"None of the model's chat templates is the default: {', '.join(map(str, named))}.", _RAW
+            )
+        template = named["default"]
+    if template is not None and not isinstance(template, str):
+        raise TokenizerError(f"The model's chat template is no text but {template!r}.", _RAW)
+    return template

@@ -14,24 +14,27 @@ from typing import Any
 from sentencepiece import SentencePieceProcessor
 
 from mistral_mlx.errors import TokenizerError
-from mistral_mlx.text.tokenizer import UNKNOWN, checked_text
+from mistral_mlx.text.tokenizer import SPACE, UNKNOWN, checked_text, gguf_stop_ids
 
-_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 Piece = tuple[str, float, int]  # its text, its score, its kind
 
 
 class SentencePiece:
     """A SentencePiece model."""
 
-    def __init__(self, proto: bytes) -> None:
-        """Load a serialized model; raises RuntimeError if it is none."""
+    def __init__(self, proto: bytes, *, add_bos: bool = True) -> None:
+        """Load a serialized model; raises RuntimeError if it is none.
+
+        Args:
+            add_bos: whether plain text begins with BOS.
+        """
         self.proto = proto
         self._model = SentencePieceProcessor()
         self._model.LoadFromSerializedProto(proto)
         self.vocab_size: int = self._model.vocab_size()
-        self.bos_id: int | None = self._model.bos_id() if self._model.bos_id() >= 0 else None
+        self.bos_id: int | None = self._model.bos_id() if add_bos and self._model.bos_id() >= 0 else None
         self.stop_ids = frozenset({self._model.eos_id()} - {-1})
-        self._begins_with_space: bool = self._model.encode_as_pieces("a")[0].startswith(_SPACE)
+        self._begins_with_space: bool = self._model.encode_as_pieces("a")[0].startswith(SPACE)
 
     @cached_property
     def control(self) -> Mapping[str, int]:
@@ -56,19 +59,19 @@ class SentencePiece:
         piece: str = self._model.id_to_piece(token)
         if self._model.is_byte(token):
             return bytes([int(piece[3:5], 16)])  # <0xNN>
-        return piece.replace(_SPACE, " ").encode()
+        return piece.replace(SPACE, " ").encode()
 
     def first_bytes(self, token: int) -> bytes:
         data = self.token_bytes(token)
-        if self._begins_with_space and data and self._model.id_to_piece(token).startswith(_SPACE):
+        if self._begins_with_space and data and self._model.id_to_piece(token).startswith(SPACE):
             data = data.removeprefix(b" ")
         return data
 
 
-def from_file(path: Path) -> SentencePiece:
+def from_file(path: Path, *, add_bos: bool = True) -> SentencePiece:
     """Open a `tokenizer.model`; raises TokenizerError if it is none."""
     try:
-        return SentencePiece(path.read_bytes())
+        return SentencePiece(path.read_bytes(), add_bos=add_bos)
     except (RuntimeError, OSError) as error:
         raise TokenizerError(f"{path} is not a SentencePiece model: {error}.", "Fetch it again.") from error
 
@@ -76,9 +79,11 @@ def from_file(path: Path) -> SentencePiece:
 def from_gguf(keys: Mapping[str, Any]) -> SentencePiece:
     """From GGUF's keys after `tokenizer.ggml.`, model "llama"; raises Exception where they are damaged."""
     pieces = list(zip(keys["tokens"], keys["scores"], keys["token_type"], strict=True))
-    return SentencePiece(
-        _proto(pieces, keys["bos_token_id"], keys["eos_token_id"], bool(keys.get("add_space_prefix", True)))
-    )
+    bos, eos = keys.get("bos_token_id", -1), keys.get("eos_token_id", -1)
+    proto = _proto(pieces, bos, eos, bool(keys.get("add_space_prefix", True)))
+    model = SentencePiece(proto, add_bos=bool(keys.get("add_bos_token", True)))
+    model.stop_ids |= gguf_stop_ids(keys)
+    return model
 
 
 def _proto(pieces: Iterable[Piece], bos: int, eos: int, add_dummy_prefix: bool) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from mistral_mlx.errors import InputError
 
@@ -51,6 +51,9 @@ class Tokenizer(Protocol):
         ...
 
 
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's mark for a space
+
+
 def checked_text(text: str) -> str:
     """The same text; raises InputError if UTF-8 cannot carry it."""
     try:
@@ -58,6 +61,11 @@ def checked_text(text: str) -> str:
     except UnicodeEncodeError as error:
         raise InputError(f"The text is not valid Unicode: {error}.", "Pass it as UTF-8.") from error
     return text
+
+
+def gguf_stop_ids(keys: Mapping[str, Any]) -> frozenset[int]:
+    """The ids that end an answer, by GGUF's keys after `tokenizer.ggml.`."""
+    return frozenset(int(keys[name]) for name in ("eos_token_id", "eot_token_id") if name in keys)
 
 
 def decode_whole(tokenizer: Tokenizer, ids: Sequence[int]) -> str:

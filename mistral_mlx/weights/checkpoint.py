@@ -112,11 +112,11 @@ def _open_gguf(path: Path) -> Checkpoint:
 
 
 def _tell_of_lost_window(config: ModelConfig) -> None:
-    """GGUF has no key for the window of Mistral 7B v0.1; later versions of that shape have a RoPE base of 1e6."""
+    """Converters leave out the window of Mistral 7B v0.1; later versions of that shape have a RoPE base of 1e6."""
     shape = (config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.num_key_value_heads)
-    if shape == (4096, 14336, 32, 8) and config.rope_theta == 1e4:
+    if shape == (4096, 14336, 32, 8) and config.rope_theta == 1e4 and config.sliding_window is None:
         log.warning(
-            "This looks like Mistral 7B v0.1. GGUF cannot state its window of 4096: load it with window=4096 "
+            "This looks like Mistral 7B v0.1, but the file does not state its window of 4096: load it with window=4096 "
             "(--window 4096), or it runs with full attention."
         )
 

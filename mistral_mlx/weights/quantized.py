@@ -64,8 +64,8 @@ class Layouts:
 def refuse_other_schemes(keys: Mapping[str, Any]) -> None:
     """Raise ConfigError if config.json describes quantized weights in another way than MLX's."""
     settings = keys.get("quantization_config")
-    if settings and not keys.get("quantization"):
-        method = settings.get("quant_method") if isinstance(settings, Mapping) else settings
+    method = settings.get("quant_method") if isinstance(settings, Mapping) else settings
+    if method or (settings and not keys.get("quantization")):  # mlx-lm writes one table under both names
         raise ConfigError(
             f"The weights are quantized by {method!r}, which is not read here.",
             "Use the model's float weights, an MLX folder of it, or a GGUF file.",
@@ -91,12 +91,12 @@ def _join(module: str, layout: Layout, weight: Tensor | None, scales: Tensor | N
     affine = layout.mode == "affine"
     parts = [weight, scales, biases] if affine else [weight, scales]
     there = [p for p in parts if p is not None]
-    if weight is None or scales is None or len(there) < len(parts) or (biases is not None and not affine):
-        raise WeightsError(
-            f"{module} has {'no' if affine or weight is None else 'a'} tensor "
-            f"{'weight' if weight is None else 'biases'}, unlike mode {layout.mode}.",
-            "Files of two models may be mixed up; fetch them again.",
-        )
+    mixed = "Files of two models may be mixed up; fetch them again."
+    if weight is None or scales is None or len(there) < len(parts):
+        missing = "weight" if weight is None else "biases"
+        raise WeightsError(f"{module} has scales, but no {missing}.", mixed)
+    if biases is not None and not affine:
+        raise WeightsError(f"{module} has biases, which mode {layout.mode} does not have.", mixed)
     columns = weight.shape[-1] * 32 // layout.bits
     kinds = ("BF16", "F16", "F32") if affine else ("U8",)
     fits = (

@@ -108,9 +108,9 @@ def test_without_a_seed_one_is_drawn_and_told() -> None:
     + [("top_p", 0.0), ("top_p", 1.1), ("min_p", 1.1), ("top_k", 0), ("top_k", 1.5), ("top_k", True)]
     + [("max_tokens", 0), ("max_tokens", -1), ("max_tokens", 1.0), ("max_tokens", None)]
     + [("seed", -1), ("seed", 2**64), ("seed", 0.5), ("seed", "x")]
-    + [("repetition_penalty", v) for v in (0, -1, math.nan, math.inf, None, "1", True)]
-    + [(n, v) for n in ("presence_penalty", "frequency_penalty") for v in (math.nan, math.inf, None, "1", True)]
-    + [("logit_bias", v) for v in (None, [1], {"1": 1.0}, {-1: 1.0}, {1.5: 1.0}, {1: math.inf}, {1: None}, {True: 1.0})]
+    + [("repetition_penalty", v) for v in (0, -1, 1e-46, 1e39, math.nan, math.inf, None, "1", True)]
+    + [(n, v) for n in ("presence_penalty", "frequency_penalty") for v in (1e39, -1e39, math.nan, None, "1", True)]
+    + [("logit_bias", v) for v in (None, [1], {"1": 1.0}, {-1: 1.0}, {1.5: 1.0}, {1: 1e39}, {1: None}, {True: 1.0})]
     + [("stop", v) for v in (None, "", ["a", ""], ["a", 3], 3, {"a"}, b"a")]
     + [("logprobs", v) for v in (-1, 1.5, None, True)],
 )

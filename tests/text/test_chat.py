@@ -68,7 +68,7 @@ def test_sampled_ids_are_kept_as_they_are(version: str) -> None:
     tokenizer = SPM[version]
     first_byte = 3 if version == "v1" else 771
     odd = tuple(first_byte + b for b in b"Hi there!")
-    ids = FORMATS[version].encode([TALK[0], Message("assistant", "Hi there!", (*odd, 2)), TALK[2]])
+    ids = FORMATS[version].encode([TALK[0], Message("assistant", "Hi there!", odd), TALK[2]])
     canonical = FORMATS[version].encode(TALK)
     start = canonical.index(tokenizer.encode("Hi there!")[0])
     assert ids[start : start + len(odd) + 1] == [*odd, 2]
@@ -141,7 +141,7 @@ def test_placeholders_in_what_people_write_are_text(demo_chat: TemplateChat, bpe
 
 
 def test_a_template_keeps_sampled_ids(demo_chat: TemplateChat) -> None:
-    ids = demo_chat.encode([TALK[0], Message("assistant", "ignored", (100, 101, 102, 2)), TALK[2]])
+    ids = demo_chat.encode([TALK[0], Message("assistant", "ignored", (100, 101, 102)), TALK[2]])
     at = ids.index(100)
     assert ids[at : at + 4] == [100, 101, 102, 2]
 
@@ -182,9 +182,19 @@ def test_a_tokenizer_without_control_tokens_encodes_the_template_whole(bpe: Bpe)
         bpe.control = control
 
 
+def test_a_template_may_move_the_system_prompt(bpe: Bpe) -> None:  # noqa: F811
+    """As those of Mistral's later 7B and Nemo do: into the last message of the user."""
+    moving = (
+        "{% for m in messages if m.role != 'system' %}[{% if loop.last %}{{ messages[0].content }}\n\n{% endif %}"
+        "{{ m.content }}]{% endfor %}"
+    )
+    ids = TemplateChat(moving, bpe).encode(BRIEF)
+    assert ids == bpe.encode("[Hello][Hi there!][Be brief.\n\nHow are you?]")
+
+
 @pytest.mark.parametrize("version", FORMATS)
 def test_two_sampled_answers_in_a_row_are_refused(version: str) -> None:
-    talk = [TALK[0], Message("assistant", "a", (100, 2)), Message("assistant", "b", (101, 2)), TALK[2]]
+    talk = [TALK[0], Message("assistant", "a", (100,)), Message("assistant", "b", (101,)), TALK[2]]
     with pytest.raises(mm.InputError, match="cannot be encoded"):
         FORMATS[version].encode(talk)
 

@@ -109,7 +109,7 @@ def test_later_formats_equal_mistral_common(version: str, versions: dict[str, Te
 
 def test_tekken_keeps_sampled_ids(tekken: Tekken) -> None:
     odd = tuple(1000 + b for b in b"Hi there!")
-    ids = MistralChat(tekken).encode([TALK[0], Message("assistant", "Hi there!", (*odd, 2)), TALK[2]])
+    ids = MistralChat(tekken).encode([TALK[0], Message("assistant", "Hi there!", odd), TALK[2]])
     assert ids == [1, 3, 22177, 4, *odd, 2, 3, 7801, 1584, 1636, 1063, 4]
 
 
@@ -183,6 +183,32 @@ def test_a_vocabulary_larger_than_the_model_is_another_models() -> None:
     assert "32000" in found.tokenizer.message
 
 
+def test_what_a_gguf_says_of_bos_and_stops_is_heeded() -> None:
+    keys = gguf_keys(SPM["v1"])
+    assert gguf_tokenizer(keys | {"tokenizer.ggml.add_bos_token": False}).bos_id is None
+    assert gguf_tokenizer(keys | {"tokenizer.ggml.eot_token_id": 31999}).stop_ids == {2, 31999}
+    del keys["tokenizer.ggml.bos_token_id"], keys["tokenizer.ggml.eos_token_id"]
+    bare = gguf_tokenizer(keys)
+    assert (bare.bos_id, bare.stop_ids) == (1, {2})  # by their names, which are llama.cpp's defaults too
+
+
+def test_tokens_that_an_old_converter_marked_as_text_are_control_tokens() -> None:
+    keys = gguf_keys(SPM["v1"])
+    keys["tokenizer.ggml.tokens"] += ["<|im_end|>", "<|im_start|>", "<plain>"]
+    keys["tokenizer.ggml.scores"].extend([-1e9] * 3)
+    keys["tokenizer.ggml.token_type"].extend([4] * 3)
+    keys["tokenizer.ggml.eos_token_id"] = 32000
+    keys["tokenizer.chat_template"] = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+    found = open_text(Path("a.gguf"), keys, 32003)
+    assert not isinstance(found.tokenizer, mm.TokenizerError)
+    assert found.tokenizer.stop_ids == {32000}
+    assert not {32000, 32001} & set(found.tokenizer.encode("a<|im_end|>b<|im_start|>"))
+    assert 32002 in found.tokenizer.encode("a <plain> b")
+    assert isinstance(found.chat_format, TemplateChat)
+    ids = found.chat_format.encode(TALK[:1])
+    assert (ids[0], ids[-1]) == (32001, 32000)
+
+
 # ---- tokenizer.json ---------------------------------------------------------------------------------------------
 
 
@@ -251,6 +277,7 @@ def test_a_space_is_written_where_the_file_says(scheme: str, spm_json: Path, tmp
     assert [1, *ours.encode("Hello", follows=True)] == theirs.encode("<s>Hello", add_special_tokens=False).ids
 
 
+@pytest.mark.torch  # transformers reads no GGUF without
 def test_byte_level_json_encodes_as_the_tokenizers_library(demo_json: Path) -> None:
     import tokenizers
 
@@ -286,6 +313,7 @@ def demo_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.torch
 def test_a_folders_template_gives_the_demos_ids(demo_json: Path, demo: mm.LLM) -> None:
     found = open_text(demo_json, {}, 49152)
     assert found.instruct
@@ -351,6 +379,28 @@ def test_a_tokenizer_json_that_cannot_be_used_says_why(content: str, word: str, 
     with pytest.raises(mm.TokenizerError, match=word) as caught:
         find_tokenizer(tmp_path)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("template", "word"),
+    [([{"name": "tool_use", "template": "x"}], "tool_use"), ({"default": "x"}, "no text"), (3, "3")],
+)
+def test_templates_that_cannot_be_used_leave_plain_text(template: Any, word: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes((DATA / FILES["v1"]).read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template, "add_bos_token": False}))
+    found = open_text(tmp_path, {}, 32000)
+    assert isinstance(found.tokenizer, SentencePiece)
+    assert found.tokenizer.bos_id is None
+    assert isinstance(found.chat_format, mm.TokenizerError)
+    assert word in found.chat_format.message
+
+
+def test_names_beyond_the_models_rows_do_no_harm(spm_json: Path, tmp_path: Path) -> None:
+    data = json.loads((spm_json / "tokenizer.json").read_text())
+    data["added_tokens"].append(data["added_tokens"][1] | {"id": 32000, "content": "<pad>"})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    assert not isinstance(open_text(tmp_path, {}, 32000).tokenizer, mm.TokenizerError)
+    assert isinstance(open_text(tmp_path, {}, 31999).tokenizer, mm.TokenizerError)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "\udc00".encode("utf-8", "surrogatepass")])
