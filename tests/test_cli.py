@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -250,3 +251,47 @@ def test_models_info_as_a_record(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_models_info_of_something_that_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "config.json is missing" in failed(["models", "info", "-m", str(tmp_path)], capsys)
+
+
+# ---- options of this command ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (["--stop", ""], "stop"),
+        (["--logit-bias", "5=1", "--logit-bias", "5=2"], "twice"),
+        (["--logit-bias", "5=nan"], "logit_bias"),
+        (["--logprobs", "3"], "--json"),
+        (["--window", "wide"], "--window"),
+        (["--repetition-penalty", "0"], "repetition_penalty"),
+        (["--presence-penalty", "inf"], "presence_penalty"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(
+    options: list[str], word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert word in failed(["generate", "-m", "demo", *options, "hello"], capsys)
+
+
+def test_a_bias_is_explained_by_the_parser(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["generate", "-m", "demo", "--logit-bias", "abc", "hello"])
+    assert stop.value.code == 2
+    assert "42=-5" in capsys.readouterr().err
+
+
+def test_sampling_options_reach_the_model(loaded: mm.LLM, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*options: str) -> dict[str, Any]:
+        assert cli.main(["generate", "-m", "demo", "--json", "--max-tokens", "8", *options, "Count: one two"]) == 0
+        return dict(json.loads(capsys.readouterr().out))
+
+    plain = run()
+    assert plain["top_logprobs"] == []
+    first = plain["tokens"][0]
+    assert first not in run("--logit-bias", f"{first}=-1000")["tokens"]
+    assert [len(top) for top in run("--logprobs", "2")["top_logprobs"]] == [2] * 8
+    stop = plain["text"][3:6]
+    assert run("--stop", stop)["text"] == plain["text"][: plain["text"].index(stop)]
+    for penalty in ("repetition", "presence", "frequency"):
+        assert run(f"--{penalty}-penalty", "3")["text"] != plain["text"]

@@ -156,6 +156,9 @@ def _reading(done: int, total: int) -> str:
 
 
 def _bias(text: str) -> tuple[int, float]:
-    """An argument of --logit-bias; argparse turns a ValueError into its own words."""
+    """An argument of --logit-bias."""
     token, _, bias = text.partition("=")
-    return int(token), float(bias)
+    try:
+        return int(token), float(bias)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no token id with a number, such as 42=-5") from None
