@@ -12,6 +12,7 @@ from mistral_mlx.engine.decode import Progress
 from mistral_mlx.engine.sampling import SamplingParams
 from mistral_mlx.errors import InputError
 from mistral_mlx.text.chat import Message
+from mistral_mlx.text.tokenizer import checked_text
 
 if TYPE_CHECKING:
     from mistral_mlx.llm import LLM
@@ -28,7 +29,7 @@ class Chat:
     """
 
     def __init__(self, llm: LLM, system: str | None = None) -> None:
-        self.messages: list[Message] = [] if system is None else [Message("system", system)]
+        self.messages: list[Message] = [] if system is None else [Message("system", checked_text(system))]
         self._llm = llm
         self._format = llm.chat_format
         self._cache = llm.model.make_cache()
@@ -70,7 +71,7 @@ class Chat:
             InputError: messages[index] is not the user's.
         """
         self._close()
-        if not 0 <= index < len(self.messages) or self.messages[index].role != "user":
+        if not isinstance(index, int) or not 0 <= index < len(self.messages) or self.messages[index].role != "user":
             raise InputError(f"messages[{index}] is not a message of the user.", "Give the index of one.")
         return Completion.join(self._reply(self.messages[:index], text, cancel, progress, sampling))
 
@@ -90,7 +91,7 @@ class Chat:
     ) -> Iterator[Chunk]:
         """Check everything, then answer `text` after the messages `before`."""
         params = self._llm.params(sampling)
-        if not isinstance(text, str) or not text:
+        if not checked_text(text):
             raise InputError("The message is empty.", "Say something.")
         messages = [*before, Message("user", text)]
         ids = self._llm.checked(self._format.encode(messages))

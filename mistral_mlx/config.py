@@ -140,7 +140,7 @@ class ModelConfig:
         if not sizes or not pattern or self.num_hidden_layers % len(pattern):
             raise InputError(
                 f"window is {window!r}.",
-                f"Give a number from 1, None, or a list of these that repeats over {self.num_hidden_layers} layers.",
+                f"Give a number from 1 to 2^31 - 1, None, or a list that repeats over {self.num_hidden_layers} layers.",
             )
         return replace(self, sliding_window=_uniform([*pattern] * (self.num_hidden_layers // len(pattern))))
 

@@ -81,7 +81,7 @@ class LLM:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of a whole sequence of ids; control tokens stand for nothing."""
-        return decode_whole(self.tokenizer, self.checked(ids))
+        return "" if isinstance(ids, Sequence) and not ids else decode_whole(self.tokenizer, self.checked(ids))
 
     def logits(self, ids: Sequence[int]) -> mx.array:
         """One whole forward pass without a cache.
@@ -171,6 +171,8 @@ class LLM:
             InputError: none at all, or something that is no id of this model.
         """
         size = self.config.vocab_size
+        if isinstance(ids, (str, bytes, bytearray)):
+            raise InputError(f"{ids!r} is no list of token ids.", "Text becomes one by LLM.encode.")
         try:
             checked: list[Any] = list(ids.tolist() if hasattr(ids, "tolist") else ids)  # NumPy's and MLX's arrays
         except TypeError:
@@ -216,7 +218,8 @@ class LLM:
                 f"The prompt has {prompt} tokens; this model attends to at most {limit}.",
                 f"Shorten it by {prompt - limit} tokens or more.",
             )
-        memory = self.memory(prompt + max_tokens, prompt)
+        tokens = prompt + max_tokens if limit is None else min(prompt + max_tokens, limit)
+        memory = self.memory(tokens, prompt)
         if not memory.fits:
             raise OutOfMemoryError(f"{memory}.", "Shorten the prompt or lower max_tokens.")
 
@@ -228,12 +231,15 @@ class LLM:
 
         Raises:
             InputError: a length that is no whole number from 1.
+            ContextError: more tokens than the model can attend to.
         """
         for name, value in (("tokens", tokens), ("prompt", tokens if prompt is None else prompt)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} is {value!r}.", "It must be a whole number from 1.")
-        longest = self.config.context_length or tokens
-        return Memory.predict(self.config, self.model.nbytes, min(tokens, longest), self.model.dtype.size, prompt)
+        limit = self.config.context_length
+        if limit is not None and tokens > limit:
+            raise ContextError(f"This model attends to at most {limit:,} tokens, not {tokens:,}.", "Ask for fewer.")
+        return Memory.predict(self.config, self.model.nbytes, tokens, self.model.dtype.size, prompt)
 
     def run(
         self,
@@ -254,7 +260,7 @@ class LLM:
         decoder = (
             None if isinstance(self._tokenizer, TokenizerError) else StreamDecoder(self._tokenizer, continues=continues)
         )
-        stop_ids, stops = self.stop_ids, StopStrings(params.stop)
+        stop_ids, stops = self.stop_ids, StopStrings(params.stop or ())
         if (limit := self.config.context_length) is not None:
             params = replace(params, max_tokens=max(1, min(params.max_tokens, limit - len(ids) + 1)))
 

@@ -207,7 +207,7 @@ def test_an_empty_prompt_and_text_that_is_not_utf8(
     loaded: mm.LLM, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "prompt is empty" in failed(["generate", "-m", "demo", "--raw", ""], capsys)
-    assert "message is empty" in failed(["generate", "-m", "demo", ""], capsys)
+    assert "prompt is empty" in failed(["generate", "-m", "demo", ""], capsys)
     for form in ("--raw", "--chat"):
         assert "not text in UTF-8" in failed(["generate", "-m", "demo", form, "caf\udce9"], capsys)
     (tmp_path / "latin").write_bytes(b"caf\xe9")

@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import mistral_common
 import mlx.core as mx
@@ -296,6 +297,19 @@ def test_any_stop_token_is_left_out_of_the_history(talker: mm.LLM) -> None:
         talker.config = config
 
 
+@pytest.mark.parametrize("nothing", [None, 5, b"x", ["x"]], ids=repr)
+def test_what_is_no_text_is_refused(nothing: Any, talker: mm.LLM) -> None:
+    for use in (talker.encode, talker.chat().send, talker.generate, lambda text: talker.chat(system=text or 5)):
+        with pytest.raises(mm.InputError):
+            use(nothing)
+    for use in (talker.logits, talker.score, talker.decode):
+        with pytest.raises(mm.InputError, match="encode"):
+            use("text")
+    with pytest.raises(mm.InputError, match="not a message"):
+        talker.chat().edit("a", "x")  # type: ignore[arg-type]
+    assert talker.decode([]) == ""
+
+
 def test_alternatives_come_with_each_token_when_asked_for(talker: mm.LLM) -> None:
     found = talker.generate("Hello", max_tokens=5, logprobs=3)
     assert [len(top) for top in found.top_logprobs] == [3] * len(found.tokens)
@@ -411,7 +425,7 @@ def test_what_a_chat_cannot_do_is_refused_and_changes_nothing(talker: mm.LLM) ->
     with pytest.raises(mm.InputError, match="no answer to replace"):
         chat.regenerate()
     for nothing in ("", None, 5):
-        with pytest.raises(mm.InputError, match="message is empty"):
+        with pytest.raises(mm.InputError, match=r"message is empty|is no text"):
             chat.send(nothing)
     chat.send("hello", max_tokens=3, seed=0)
     before = list(chat.messages)

@@ -63,9 +63,11 @@ def test_a_long_answer_to_a_short_prompt_takes_little_to_read() -> None:
     assert llm.memory(10_000, prompt=10).cache == llm.memory(10_000).cache
 
 
-def test_a_context_bounds_what_is_told() -> None:
+def test_more_than_the_context_is_refused() -> None:
     llm = mm.load(GOLDEN / "full")
-    assert llm.memory(10**6) == llm.memory(256)
+    assert llm.memory(256).fits
+    with pytest.raises(mm.ContextError, match="256"):
+        llm.memory(257)
 
 
 @pytest.mark.parametrize("tokens", [0, -1, 1.5, True, None, "4"])

@@ -17,7 +17,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="MODEL",
-        help='an alias ("demo", "7b"; see `models list`), a folder, a .gguf file, or a name on the hub',
+        help='an alias ("demo", "7b"; see `models list`), a folder, a .gguf file, or owner/name on the hub',
     )
 
 
@@ -26,7 +26,9 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("loading")
     group.add_argument("--dtype", metavar="TYPE", help="float32, float16 or bfloat16; keep: leave weights packed")
     group.add_argument(
-        "--window", metavar="N", help="tokens that each one sees, or none for all, instead of the model's own window"
+        "--window",
+        metavar="N",
+        help="tokens that each one sees, or none for all; none,4096 repeats over the layers",
     )
     group.add_argument("--wired", action="store_true", help="keep the model's memory resident (macOS 15 and newer)")
 

@@ -47,7 +47,10 @@ def add_to(commands: Any) -> None:
         "--min-p", type=float, metavar="P", help="drop tokens less than P times as likely as the best"
     )
     sampling.add_argument(
-        "--repetition-penalty", type=float, metavar="R", help="divide the logits of tokens that have come; 1 for none"
+        "--repetition-penalty",
+        type=float,
+        metavar="R",
+        help="divide the logits of tokens in the prompt or the answer; 1 for none",
     )
     sampling.add_argument(
         "--presence-penalty", type=float, metavar="P", help="take P from the logits of tokens in the answer"
@@ -58,8 +61,13 @@ def add_to(commands: Any) -> None:
     sampling.add_argument(
         "--logit-bias", type=_bias, action="append", metavar="ID=B", help="add B to a token's logit; may be repeated"
     )
-    sampling.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
-    sampling.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; may be repeated")
+    sampling.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text (drawn anew)")
+    sampling.add_argument(
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        help="end before this text, taken as it is ($'\\n' is a line break in bash and zsh); may be repeated",
+    )
     sampling.add_argument("--logprobs", type=int, metavar="N", help="with --json: the N likeliest tokens at each step")
     parser.set_defaults(run=_generate)
 
@@ -83,6 +91,8 @@ def _generate(arguments: argparse.Namespace) -> int:
     if arguments.logprobs and not arguments.json:
         raise InputError("--logprobs shows nothing without --json.", "Add --json.")
     prompt = _read_prompt(arguments)
+    if not prompt:
+        raise InputError("The prompt is empty.", "Say something.")
     system = None if arguments.system is None else _argument(arguments.system)
 
     from mistral_mlx.completion import Completion
@@ -126,7 +136,7 @@ def _argument(text: str) -> str:
     try:
         return os.fsencode(text).decode("utf-8")
     except UnicodeError as error:
-        raise InputError(f"The prompt is not text in UTF-8: {error}.", "Type it in UTF-8, or use --file.") from error
+        raise InputError(f"{text!r} is not text in UTF-8: {error}.", "Type it in UTF-8, or use --file.") from error
 
 
 def _echo(chunks: Iterator[Chunk]) -> Iterator[Chunk]:

@@ -44,7 +44,7 @@ def add_to(commands: Any) -> None:
     pull.set_defaults(run=_pull)
     remove = actions.add_parser("rm", help="remove a model that was pulled", description="Remove a pulled model.")
     remove.add_argument("model", metavar="MODEL", help="an alias, or owner/name")
-    remove.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    remove.add_argument("-y", "--yes", action="store_true", help="do not ask; needed where there is no terminal")
     remove.set_defaults(run=_remove)
 
 

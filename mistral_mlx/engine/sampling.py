@@ -53,7 +53,7 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     seed: int | None = None
-    stop: str | Sequence[str] = ()
+    stop: str | Sequence[str] | None = ()
     logprobs: int = 0
 
     def __post_init__(self) -> None:
@@ -76,6 +76,8 @@ class SamplingParams:
         _check("seed", seeded, "a whole number from 0 to 2^64 - 1", self)
         if self.seed is None:
             object.__setattr__(self, "seed", secrets.randbits(32))
+        if self.stop is None:
+            object.__setattr__(self, "stop", ())
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
         strings = isinstance(self.stop, Sequence) and all(isinstance(s, str) and s for s in self.stop)

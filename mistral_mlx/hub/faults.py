@@ -41,7 +41,7 @@ def _fault(repo: str, error: BaseException) -> HubError:
     if isinstance(error, OfflineModeIsEnabled):
         return HubError(
             f"{repo} cannot be fetched: HF_HUB_OFFLINE is set, so the network is not to be used.",
-            f"Unset it, or choose a model that is on this machine. {KEPT}",
+            "Unset it, or choose a model that is on this machine.",
         )
     if isinstance(error, HfHubHTTPError):
         return _refusal(repo, error.response.status_code, gated=isinstance(error, GatedRepoError))

@@ -55,7 +55,9 @@ SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's mark for a space
 
 
 def checked_text(text: str) -> str:
-    """The same text; raises InputError if UTF-8 cannot carry it."""
+    """The same text; raises InputError if it is none, or UTF-8 cannot carry it."""
+    if not isinstance(text, str):
+        raise InputError(f"{text!r} is no text.", "Give a string.")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -69,6 +69,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         return _open_folder(path, files)
     if consolidated:
         return _open_consolidated(path, consolidated)
+    if (path / "config.json").exists():
+        read_config(path)  # a model that could not be run anyway says so first
     ggufs = sorted(path.glob("*.gguf"))
     hint = "A model folder holds config.json and model*.safetensors, or params.json and consolidated*.safetensors."
     raise WeightsError(f"{path} holds no model.safetensors.", f"Give the file itself: {ggufs[0]}." if ggufs else hint)

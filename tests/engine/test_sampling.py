@@ -111,7 +111,7 @@ def test_without_a_seed_one_is_drawn_and_told() -> None:
     + [("repetition_penalty", v) for v in (0, -1, 1e-46, 1e39, math.nan, math.inf, None, "1", True)]
     + [(n, v) for n in ("presence_penalty", "frequency_penalty") for v in (1e39, -1e39, math.nan, None, "1", True)]
     + [("logit_bias", v) for v in (None, [1], {"1": 1.0}, {-1: 1.0}, {1.5: 1.0}, {1: 1e39}, {1: None}, {True: 1.0})]
-    + [("stop", v) for v in (None, "", ["a", ""], ["a", 3], 3, {"a"}, b"a")]
+    + [("stop", v) for v in ("", ["a", ""], ["a", 3], 3, {"a"}, b"a")]
     + [("logprobs", v) for v in (-1, 1.5, None, True)],
 )
 def test_nonsense_is_refused_by_name(name: str, value: object) -> None:
@@ -123,6 +123,7 @@ def test_nonsense_is_refused_by_name(name: str, value: object) -> None:
 def test_one_stop_string_is_several_of_one() -> None:
     assert SamplingParams(stop="\n\n").stop == ("\n\n",)
     assert SamplingParams(stop=["a", "b"]).stop == ["a", "b"]
+    assert SamplingParams(stop=None).stop == ()
 
 
 # ---- penalties --------------------------------------------------------------------------------------------------
