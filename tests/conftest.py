@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -22,6 +22,9 @@ from mlx.utils import tree_map  # noqa: E402
 import mistral_mlx as mm  # noqa: E402
 from mistral_mlx.config import ModelConfig  # noqa: E402
 from mistral_mlx.model.transformer import Transformer  # noqa: E402
+
+if TYPE_CHECKING:
+    from tests.hub_server import Hub
 
 settings.register_profile("default", deadline=None, derandomize=True)
 settings.load_profile("default")
@@ -73,3 +76,12 @@ def demo() -> mm.LLM:
         return mm.load("demo")
     except mm.InputError as error:
         pytest.skip(error.message)
+
+
+@pytest.fixture
+def server() -> Iterator[Hub]:
+    """A stand-in for the hub, over HTTP."""
+    from tests.hub_server import serve  # slow to import, for those who need none
+
+    with serve() as it:
+        yield it

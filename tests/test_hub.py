@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
-from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
@@ -27,7 +26,7 @@ from hypothesis import strategies as st
 
 from mistral_mlx import hub
 from mistral_mlx.errors import HubError
-from tests.hub_server import Hub, point_to, serve
+from tests.hub_server import Hub, point_to
 
 REPO = "mistralai/Tiny-7B"
 TOKEN = "hf_thisIsASecret"
@@ -43,12 +42,6 @@ SHARDED = (
     | {INDEX: json.dumps({"weight_map": dict(zip("abc", SHARDS, strict=True))}).encode()}
 )
 GGUFS = {"tiny-Q4_K_M.gguf": b"4" * 100, "tiny-Q4_K_S.gguf": b"s" * 90, "tiny-Q8_0.gguf": b"8" * 200, "README.md": b"#"}
-
-
-@pytest.fixture
-def server() -> Iterator[Hub]:
-    with serve() as it:
-        yield it
 
 
 @pytest.fixture(autouse=True)

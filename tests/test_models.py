@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,17 +14,11 @@ import pytest
 import mistral_mlx as mm
 from mistral_mlx import cli, hub, models
 from tests.conftest import GOLDEN, TINY
-from tests.hub_server import Hub, point_to, serve
+from tests.hub_server import Hub, point_to
 
 REPO = "mistralai/Tiny-7B"
 FILES = {f.name: f.read_bytes() for f in (GOLDEN / "window").iterdir() if f.name != "logits.safetensors"}
 SEVEN = models.ALIASES["7b"]
-
-
-@pytest.fixture
-def server() -> Iterator[Hub]:
-    with serve() as it:
-        yield it
 
 
 @pytest.fixture(autouse=True)

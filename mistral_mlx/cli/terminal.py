@@ -10,6 +10,8 @@ from threading import Event
 
 INTERRUPTED = 130
 
+_CLEAR = "\r\x1b[K"  # to the beginning of the line, and take away what stands there
+
 # What a terminal would take as a command is shown instead of sent: C0 but newline and tab, DEL, and C1.
 VISIBLE = (
     {c: 0x2400 + c for c in range(0x20) if chr(c) not in "\n\t"}
@@ -26,7 +28,7 @@ def size(count: int) -> str:
 def clear_line() -> None:
     """Take a status line off the screen before something else is said."""
     if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr)
+        print(_CLEAR, end="", file=sys.stderr)
 
 
 def status_line(describe: Callable[[int, int], str]) -> Callable[[int, int], None] | None:
@@ -40,7 +42,7 @@ def status_line(describe: Callable[[int, int], str]) -> Callable[[int, int], Non
 
     def show(done: int, total: int) -> None:
         line = describe(done, total) if done < total else ""
-        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+        print(f"{_CLEAR}{line}", end="", file=sys.stderr, flush=True)
 
     return show
 

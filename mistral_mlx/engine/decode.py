@@ -125,8 +125,8 @@ def decode(
         logits = logits.astype(mx.float32)
         token = sample(penalties.apply(logits), params, cache.position)
         penalties.count(token)
-        logprobs = logits - mx.logsumexp(logits)
-        logprob, top = logprobs[token], _likeliest(logprobs, params.logprobs)
+        total = mx.logsumexp(logits)
+        logprob, top = logits[token] - total, _likeliest(logits, total, params.logprobs)
         mx.eval(token, logprob, top)
         step = Token(int(token), float(logprob), _table(*top))
         if math.isnan(step.logprob):
@@ -141,7 +141,7 @@ def _table(ids: mx.array, logprobs: mx.array) -> dict[int, float]:
     return dict(zip(ids.tolist(), logprobs.tolist(), strict=True))  # type: ignore[arg-type]
 
 
-def _likeliest(logprobs: mx.array, count: int) -> tuple[mx.array, mx.array]:
+def _likeliest(logits: mx.array, total: mx.array, count: int) -> tuple[mx.array, mx.array]:
     """The ids and the log-probabilities of the `count` likeliest tokens, from the likeliest on."""
-    ids = mx.argsort(-logprobs)[:count] if count else mx.zeros(0, mx.uint32)
-    return ids, logprobs[ids]
+    ids = mx.argsort(-logits)[:count] if count else mx.zeros(0, mx.uint32)
+    return ids, logits[ids] - total

@@ -77,9 +77,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def _open_folder(folder: Path, files: list[Path]) -> Checkpoint:
-    config = read_config(folder)
+    keys = _read_json(folder / "config.json")
+    config = _config_of(keys, folder)
     tensors = safetensors.read_tensors(files)
-    layouts = _read_json(folder / "config.json").get("quantization")
+    layouts = keys.get("quantization")
     if layouts:
         tensors = join_parts(tensors, Layouts(layouts))
     return Checkpoint(folder, *_fit(config, tensors, folder))
@@ -136,7 +137,10 @@ def read_config(folder: Path) -> ModelConfig:
     """
     if not (folder / "config.json").exists() and (folder / "params.json").exists():
         return _read_params(folder)
-    keys = _read_json(folder / "config.json")
+    return _config_of(_read_json(folder / "config.json"), folder)
+
+
+def _config_of(keys: dict[str, Any], folder: Path) -> ModelConfig:
     refuse_other_schemes(keys)
     config = ModelConfig.from_hf({k: v for k, v in keys.items() if k not in ("quantization", "quantization_config")})
     if (folder / "generation_config.json").exists():

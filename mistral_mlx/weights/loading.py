@@ -55,8 +55,8 @@ def plan_loading(checkpoint: Checkpoint, dtype: str | None = None) -> LoadingPla
         compute = DTYPES[dtype]
     else:
         compute = _stored_dtype(checkpoint) if dtype == "keep" and not quantized else compute_dtype()
-    full = sum(t.elements for t in tensors) * compute.size
     size = compute.size
+    full = sum(t.elements for t in tensors) * size
     packed = sum(t.layout.nbytes(t.elements, size) if t.layout else t.elements * size for t in tensors)
     expand = quantized and dtype != "keep" and not on_gpu() and full <= memory_limit() / 2
     return LoadingPlan(compute, expand, packed, full)

@@ -20,8 +20,6 @@ _MODES = {  # group sizes and bits that MLX computes with; the first of each is 
     "mxfp8": ((32,), (8,)),
     "nvfp4": ((16,), (4,)),
 }
-
-
 _KEYS = ("group_size", "bits", "mode")
 
 

@@ -12,6 +12,8 @@ from mlx.utils import tree_flatten
 
 import mistral_mlx as mm
 from mistral_mlx.config import ModelConfig
+from mistral_mlx.errors import MistralError
+from mistral_mlx.weights.checkpoint import open_checkpoint
 from mistral_mlx.weights.names import expected_shapes, to_gguf
 from tests.conftest import GOLDEN
 
@@ -89,3 +91,13 @@ def write(gguf_package: Any, tmp_path_factory: pytest.TempPathFactory) -> Write:
         return path
 
     return write
+
+
+def assert_refused(path: Path, kind: type[MistralError], *words: str) -> MistralError:
+    """An error that names all of `words` and says what to do."""
+    with pytest.raises(kind) as caught:
+        open_checkpoint(path)
+    for word in words:
+        assert word in caught.value.message
+    assert caught.value.hint
+    return caught.value

@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten
 
 import mistral_mlx as mm
 from mistral_mlx.config import ModelConfig, Yarn
-from mistral_mlx.errors import ConfigError, InputError, MistralError, OutOfMemoryError, WeightsError
+from mistral_mlx.errors import ConfigError, InputError, OutOfMemoryError, WeightsError
 from mistral_mlx.model.transformer import Transformer
 from mistral_mlx.weights import checkpoint as checkpoint_module
 from mistral_mlx.weights import loading
@@ -27,6 +27,7 @@ from mistral_mlx.weights.loading import load_model
 from mistral_mlx.weights.names import expected_shapes, rotated_heads, to_gguf
 from mistral_mlx.weights.tensor import Layout, Tensor
 from tests.conftest import GOLDEN, TINY
+from tests.weights.conftest import assert_refused
 
 CASES = ["window", "full", "mix", "head_dim", "yarn"]
 Change = Callable[[dict[str, mx.array]], Any]
@@ -54,16 +55,6 @@ def folder(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
-
-
-def assert_refused(path: Path, kind: type[MistralError], *words: str) -> MistralError:
-    """An error that names all of `words` and says what to do."""
-    with pytest.raises(kind) as caught:
-        open_checkpoint(path)
-    for word in words:
-        assert word in caught.value.message
-    assert caught.value.hint
-    return caught.value
 
 
 # ---- what fits ---------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from mistral_mlx.weights.formats.gguf import read_header
 from mistral_mlx.weights.loading import load_model, plan_loading
 from mistral_mlx.weights.names import expected_shapes, to_gguf
 from tests.conftest import GOLDEN, TINY
-from tests.weights.conftest import Write, golden_weights, rotated
+from tests.weights.conftest import Write, assert_refused, golden_weights, rotated
 
 IDS = list(range(1, 40))
 # Dimensions that blocks of 32 divide.
@@ -51,13 +51,7 @@ def random_weights(config: ModelConfig) -> dict[str, np.ndarray]:
 
 
 def refused(path: Path, *words: str) -> MistralError:
-    """A MistralError that names all of `words` and says what to do."""
-    with pytest.raises(MistralError) as caught:
-        open_checkpoint(path)
-    for word in words:
-        assert word in caught.value.message
-    assert caught.value.hint
-    return caught.value
+    return assert_refused(path, MistralError, *words)
 
 
 # ---- lossless types ----------------------------------------------------------------------------------------------

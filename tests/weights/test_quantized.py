@@ -17,10 +17,11 @@ from mlx.utils import tree_flatten
 
 import mistral_mlx as mm
 from mistral_mlx import models
-from mistral_mlx.errors import ConfigError, MistralError, WeightsError
+from mistral_mlx.errors import ConfigError, WeightsError
 from mistral_mlx.weights.checkpoint import open_checkpoint
 from mistral_mlx.weights.loading import plan_loading
 from tests.conftest import TINY, make_model
+from tests.weights.conftest import assert_refused
 
 CONFIG = replace(
     TINY, hidden_size=128, intermediate_size=256, num_attention_heads=4, num_key_value_heads=2, head_dim=32,
@@ -144,14 +145,6 @@ def damaged(convert: Callable[[str], Path], tmp_path: Path) -> Callable[..., Pat
     return make
 
 
-def refused(folder: Path, kind: type[MistralError], *words: str) -> None:
-    with pytest.raises(kind) as caught:
-        open_checkpoint(folder)
-    for word in words:
-        assert word in caught.value.message
-    assert caught.value.hint
-
-
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
@@ -171,14 +164,14 @@ def refused(folder: Path, kind: type[MistralError], *words: str) -> None:
 def test_a_table_that_mlx_does_not_compute_is_refused(
     keys: dict[str, Any], words: list[str], damaged: Callable[..., Path]
 ) -> None:
-    refused(damaged(**keys), ConfigError, *words)
+    assert_refused(damaged(**keys), ConfigError, *words)
 
 
 @pytest.mark.parametrize(
     "keys", [{"bits": 8}, {"group_size": 32}, {"lm_head": {"bits": 2, "group_size": 64}}], ids=repr
 )
 def test_a_table_of_another_model_is_refused(keys: dict[str, Any], damaged: Callable[..., Path]) -> None:
-    refused(damaged(**keys), WeightsError, "bits in groups of")
+    assert_refused(damaged(**keys), WeightsError, "bits in groups of")
 
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -195,11 +188,11 @@ FAULTS: dict[str, Callable[[dict[str, mx.array]], Any]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_parts_that_do_not_fit_are_refused(fault: str, damaged: Callable[..., Path]) -> None:
-    refused(damaged(FAULTS[fault]), WeightsError, "model.other" if "alone" in fault else Q)
+    assert_refused(damaged(FAULTS[fault]), WeightsError, "model.other" if "alone" in fault else Q)
 
 
 def test_biases_of_a_mode_without_them_are_refused(damaged: Callable[..., Path]) -> None:
-    refused(damaged(lambda t: t.update({f"{Q}.biases": t[f"{Q}.scales"]}), "mxfp4"), WeightsError, Q, "mxfp4")
+    assert_refused(damaged(lambda t: t.update({f"{Q}.biases": t[f"{Q}.scales"]}), "mxfp4"), WeightsError, Q, "mxfp4")
 
 
 @pytest.mark.parametrize("settings", [{"quant_method": "awq", "bits": 4}, {"quant_method": "fp8"}, "odd"], ids=repr)
@@ -208,7 +201,7 @@ def test_other_schemes_are_refused_by_name(settings: Any, source: Path, tmp_path
     shutil.copytree(source, folder)
     config = json.loads((folder / "config.json").read_text()) | {"quantization_config": settings}
     (folder / "config.json").write_text(json.dumps(config))
-    refused(folder, ConfigError, settings if isinstance(settings, str) else settings["quant_method"])
+    assert_refused(folder, ConfigError, settings if isinstance(settings, str) else settings["quant_method"])
 
 
 def test_quantized_activations_are_refused(source: Path, convert: Callable[[str], Path], tmp_path: Path) -> None:
@@ -216,4 +209,4 @@ def test_quantized_activations_are_refused(source: Path, convert: Callable[[str]
     shutil.copytree(convert("nvfp4"), folder)
     config = json.loads((folder / "config.json").read_text()) | {"quantize_activations": True}
     (folder / "config.json").write_text(json.dumps(config))
-    refused(folder, ConfigError, "quantize_activations")
+    assert_refused(folder, ConfigError, "quantize_activations")
