@@ -10,6 +10,7 @@ import ctypes
 import importlib.util
 import os
 import sys
+import threading
 import warnings
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import mlx.core as mx
+
+_of_thread = threading.local()
 
 
 @cache
@@ -117,6 +120,19 @@ def active_memory() -> int:
     import mlx.core as mx
 
     return mx.get_active_memory()
+
+
+def worker_streams() -> list[mx.Stream]:
+    """Streams of this thread to share out independent work over: on the CPU, where one is one core, one for each."""
+    import mlx.core as mx
+
+    if on_gpu():
+        return [mx.default_stream(mx.default_device())]
+    # Made once for a thread, for MLX takes none back before the thread ends.
+    if not hasattr(_of_thread, "streams"):
+        _of_thread.streams = [mx.new_stream(mx.cpu) for _ in range(os.cpu_count() or 1)]
+    streams: list[mx.Stream] = _of_thread.streams
+    return streams
 
 
 def wire_memory() -> bool:

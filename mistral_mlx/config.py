@@ -259,6 +259,37 @@ class ModelConfig:
             eos_token_ids=token_ids(eos, "tokenizer.ggml.eos_token_id"),
         )
 
+    def to_hf(self, model_type: str) -> dict[str, Any]:
+        """The same as keys of `config.json`, spelled so that transformers, mlx-lm and `from_hf` all understand them.
+
+        Args:
+            model_type: "mistral" or "llama".
+
+        Raises:
+            ConfigError: windows that config.json has no words for.
+        """
+        sizes = {window for window in self.windows if window is not None}
+        if len(sizes) > 1 or (sizes and model_type == "llama"):
+            raise ConfigError(
+                f"config.json cannot say that layers have windows of {' and '.join(map(str, sorted(sizes)))}.",
+                "Give another window.",
+            )
+        keys: dict[str, Any] = {
+            "model_type": model_type,
+            **{name: getattr(self, name) for name in _SIZES},
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope_theta": self.rope_theta,
+            "sliding_window": next(iter(sizes), None),
+            "tie_word_embeddings": bool(self.tie_word_embeddings),
+            "hidden_act": "silu",
+            "eos_token_id": self.eos_token_ids[0] if len(self.eos_token_ids) == 1 else list(self.eos_token_ids) or None,
+        }
+        if sizes and None in self.windows:
+            keys["layer_types"] = ["full_attention" if w is None else "sliding_attention" for w in self.windows]
+        if self.yarn:
+            keys["rope_scaling"] = _hf_yarn_keys(self.yarn)
+        return keys
+
 
 # ---- what the three spellings have in common, and what not ---------------------------------------------------------
 
@@ -380,6 +411,23 @@ def _hf_yarn(rope: Mapping[str, Any], max_positions: int) -> Yarn:
         attention_factor=number(rope, "attention_factor", magnitude),
         truncate=boolean(rope, "truncate") is not False,
     )
+
+
+def _hf_yarn_keys(yarn: Yarn) -> dict[str, Any]:
+    """mlx-lm reads no attention_factor, but the two mscale from which transformers would compute it."""
+    keys: dict[str, Any] = {
+        "rope_type": "yarn",
+        "factor": yarn.factor,
+        "original_max_position_embeddings": yarn.original_context,
+        "beta_fast": yarn.beta_fast,
+        "beta_slow": yarn.beta_slow,
+        "attention_factor": yarn.attention_factor,
+    }
+    if yarn.attention_factor == 1:
+        keys |= {"mscale": 1.0, "mscale_all_dim": 1.0}
+    if not yarn.truncate:
+        keys["truncate"] = False
+    return keys
 
 
 def _params_yarn(yarn: Any) -> Yarn | None:

@@ -13,7 +13,7 @@ from mistral_mlx.config import ModelConfig
 from mistral_mlx.errors import HubError, InputError
 from mistral_mlx.memory import Memory
 from mistral_mlx.model.cache import cache_bytes
-from mistral_mlx.weights.checkpoint import Checkpoint, open_checkpoint, read_config
+from mistral_mlx.weights.checkpoint import IN_FOLDERS, Checkpoint, open_checkpoint, read_config
 from mistral_mlx.weights.loading import plan_loading
 from mistral_mlx.weights.names import expected_shapes
 
@@ -205,7 +205,7 @@ def info(model: str | Path, dtype: str | None = None, window: Window = "config")
         MistralError: as `load` would, short of reading the weights.
     """
     path = find(model)
-    if path.is_dir() and not any(path.glob("*.safetensors")):
+    if path.is_dir() and not any(file.suffix in IN_FOLDERS for file in path.iterdir()):
         checkpoint = Checkpoint(path, read_config(path), {})
     else:
         checkpoint = open_checkpoint(path)

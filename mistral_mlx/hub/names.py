@@ -12,10 +12,10 @@ from mistral_mlx.errors import HubError
 _NAME = re.compile(r"(?P<repo>\w[\w.-]*/\w(?:[\w.-]*\w)?)(?::(?P<which>[^:/\\\s\x00-\x1f]+))?", re.ASCII)
 SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.(?:safetensors|gguf)")
 _LAYOUTS = (("config.json", "model*.safetensors"), ("params.json", "consolidated*.safetensors"))
-_SIDE_FILES = (
+SIDE_FILES = (
     "config.json", "params.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "tokenizer.model*", "*.model.v*",
-    "tekken.json", "LICENSE*",
+    "tekken.json", "SYSTEM_PROMPT.txt", "LICENSE*", "NOTICE*",
 )  # fmt: skip
 _SHOWN_NAMES = 12
 
@@ -52,7 +52,7 @@ def choose_files(names: Iterable[str], which: str | None) -> tuple[list[str], li
         for config, pattern in _LAYOUTS:
             weights = [name for name in top if fnmatchcase(name, pattern)]
             if config in top and weights:
-                side = (*_SIDE_FILES, pattern + ".index.json")
+                side = (*SIDE_FILES, pattern + ".index.json")
                 return [name for name in top if any(fnmatchcase(name, p) for p in side)], weights
     ggufs = [name for name in names if name.endswith(".gguf")]
     if which is not None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
 from mistral_mlx.errors import TokenizerError
 from mistral_mlx.text.tokenizer import CONTROL, SPACE, USER_DEFINED, checked_text, gguf_stop_ids
@@ -56,6 +56,22 @@ class Bpe:
         if follows and self._space == "first":
             return self._ids(_GUARD + text)[len(self._ids(_GUARD)) :]
         return self._ids(text)
+
+    def to_json(self) -> str:
+        """The text of a `tokenizer.json` for a vocabulary that spells bytes by letters.
+
+        There control tokens are special ones, and BOS is written by a post-processor.
+        """
+        bpe = tokenizers.Tokenizer.from_str(self._bpe.to_str())
+        control = sorted(self.control.items(), key=lambda item: item[1])
+        bpe.add_special_tokens([AddedToken(name, normalized=False, special=True) for name, _ in control])
+        bpe.decoder = decoders.ByteLevel()
+        if self.bos_id is not None:
+            bos = self._pieces[self.bos_id]
+            bpe.post_processor = processors.TemplateProcessing(
+                single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, self.bos_id)]
+            )
+        return str(bpe.to_str())
 
     def _ids(self, text: str) -> list[int]:
         return list(self._bpe.encode(text, add_special_tokens=False).ids)

@@ -10,6 +10,7 @@ from typing import Any
 
 from mistral_mlx.errors import TokenizerError
 from mistral_mlx.text import bpe, sentencepiece
+from mistral_mlx.text.bpe import Bpe
 from mistral_mlx.text.chat import ChatFormat, MistralChat, TemplateChat
 from mistral_mlx.text.sentencepiece import SentencePiece
 from mistral_mlx.text.tekken import Tekken
@@ -41,7 +42,7 @@ def open_text(path: Path, metadata: Mapping[str, Any], vocab_size: int) -> Text:
     settings: Mapping[str, Any] = {}
     try:
         if metadata:
-            tokenizer = gguf_tokenizer(metadata)
+            tokenizer: Tokenizer = gguf_tokenizer(metadata)
         else:
             settings = _settings(path)
             tokenizer = find_tokenizer(path)
@@ -81,7 +82,7 @@ def _chat_format(tokenizer: Tokenizer, template: object, bos: str | None, eos: s
 # ---- GGUF -------------------------------------------------------------------------------------------------------
 
 
-def gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
+def gguf_tokenizer(metadata: Mapping[str, Any]) -> SentencePiece | Bpe:
     """The tokenizer in a GGUF file's metadata.
 
     Raises:
@@ -91,7 +92,7 @@ def gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
     kind = keys.get("model")
     if kind is None:
         raise TokenizerError("This GGUF file holds no tokenizer.", _NO_TEXT)
-    readers: dict[str, Callable[[Mapping[str, Any]], Tokenizer]] = {
+    readers: dict[str, Callable[[Mapping[str, Any]], SentencePiece | Bpe]] = {
         "llama": sentencepiece.from_gguf,
         "gpt2": bpe.from_gguf,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,13 +16,16 @@ import mlx.core as mx
 from mistral_mlx.config import ModelConfig
 from mistral_mlx.config_keys import token_ids
 from mistral_mlx.errors import ConfigError, WeightsError
-from mistral_mlx.weights.formats import gguf, safetensors
+from mistral_mlx.weights import fp8
+from mistral_mlx.weights.formats import gguf, safetensors, torch_pth
 from mistral_mlx.weights.names import expected_shapes, half_split, rotated_heads, to_consolidated, to_gguf
 from mistral_mlx.weights.quantized import Layouts, join_parts, refuse_other_schemes
 from mistral_mlx.weights.tensor import Tensor
 
 log = logging.getLogger("mistral_mlx")
 
+_Read = Callable[[], dict[str, Tensor]]
+IN_FOLDERS = (".safetensors", ".pth", ".pt", ".bin")  # files that are read with what lies beside them
 # Tables that some exporters store beside the weights and that follow from the configuration.
 _DERIVED = re.compile(r"(^|\.)rotary_emb\.inv_freq$|^rope\.freqs$")
 
@@ -34,12 +37,16 @@ class Checkpoint:
     Attributes:
         path: the folder or file.
         metadata: what a GGUF file says besides, such as its tokenizer; empty for a folder.
+        files: those that hold the tensors.
+        passed_over: files that hold the same model in another layout, and are not read.
     """
 
     path: Path
     config: ModelConfig
     tensors: dict[str, Tensor]
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    files: tuple[Path, ...] = ()
+    passed_over: tuple[Path, ...] = ()
 
     @property
     def stored_bytes(self) -> int:
@@ -50,51 +57,68 @@ class Checkpoint:
 def open_checkpoint(path: Path) -> Checkpoint:
     """Describe and check the model at `path`.
 
-    A folder holds config.json and model*.safetensors, float or quantized by MLX; or params.json and
-    consolidated*.safetensors, as Mistral publishes them. Where it holds both, the first is taken. A file is GGUF.
+    A folder holds config.json and model*.safetensors, float, FP8, or quantized by MLX; params.json and, as Mistral
+    publishes them, consolidated*.safetensors or consolidated.NN.pth; or config.json and pytorch_model*.bin. Where it
+    holds several, the first of these is taken, or the one that a file is given of. Any other file is GGUF.
 
     Raises:
         WeightsError: nothing to load, a damaged file, or tensors that do not fit; all mismatches in one error.
         ConfigError: a configuration that is broken or not supported.
     """
-    if path.is_file():
+    if path.is_file() and path.suffix not in IN_FOLDERS:
         return _open_gguf(path)
-    if not path.is_dir():
+    if not path.exists():
         raise WeightsError(f"There is no file or folder {path}.", "Check the path.")
-    consolidated = safetensors.find_files(path, "consolidated")
-    if consolidated and not (path / "config.json").exists():
-        return _open_consolidated(path, consolidated)
-    files = safetensors.find_files(path)
-    if files:
-        return _open_folder(path, files)
-    if consolidated:
-        return _open_consolidated(path, consolidated)
+    file, path = (path, path.parent) if path.is_file() else (None, path)
+    layouts: list[tuple[str, list[Path], Callable[[Path, _Read], Checkpoint], Callable[..., dict[str, Tensor]]]] = [
+        ("config.json", safetensors.find_files(path), _open_folder, safetensors.read_tensors),
+        ("params.json", safetensors.find_files(path, "consolidated"), _open_consolidated, safetensors.read_tensors),
+        ("params.json", torch_pth.find_parts(path), _open_consolidated, torch_pth.read_tensors),
+        ("config.json", safetensors.find_files(path, "pytorch_model", "bin"), _open_folder, torch_pth.read_tensors),
+    ]
+    there = [layout for layout in layouts if layout[1] and file in (None, *layout[1])]
+    if file and not there:  # by a name of its own
+        known = ("params.json", [file], _open_consolidated, torch_pth.read_tensors)
+        there = [known] if file.suffix in (".pth", ".pt") else []
+    if there:
+        # One without its configuration is taken only where there is no other, to say what is missing.
+        _, files, opened, read = next((it for it in there if (path / it[0]).exists()), there[0])
+        others = sorted(path for _, other, *_ in layouts for path in other if path not in files)
+        return replace(opened(path, partial(read, files)), files=tuple(files), passed_over=tuple(others))
     if (path / "config.json").exists():
         read_config(path)  # a model that could not be run anyway says so first
     ggufs = sorted(path.glob("*.gguf"))
-    hint = "A model folder holds config.json and model*.safetensors, or params.json and consolidated*.safetensors."
+    hint = (
+        "A model folder holds config.json and model*.safetensors, or params.json and consolidated*.safetensors or "
+        "consolidated.00.pth."
+    )
     raise WeightsError(f"{path} holds no model.safetensors.", f"Give the file itself: {ggufs[0]}." if ggufs else hint)
 
 
-def _open_folder(folder: Path, files: list[Path]) -> Checkpoint:
-    keys = _read_json(folder / "config.json")
+def _open_folder(folder: Path, read: _Read) -> Checkpoint:
+    keys = read_json(folder / "config.json")
     config = _config_of(keys, folder)
-    tensors = safetensors.read_tensors(files)
+    tensors = read()
+    if fp8_block := fp8.block_size(keys.get("quantization_config") or {}):
+        tensors = fp8.join_scales(tensors, fp8_block)
     layouts = keys.get("quantization")
     if layouts:
         tensors = join_parts(tensors, Layouts(layouts))
     return Checkpoint(folder, *_fit(config, tensors, folder))
 
 
-def _open_consolidated(folder: Path, files: list[Path]) -> Checkpoint:
-    config = _read_params(folder)
+def _open_consolidated(folder: Path, read: _Read) -> Checkpoint:
+    config, fp8_block = _read_params(folder)
     ours = {to_consolidated(name): name for name in _every_name(config)}
+    stored = read()
+    if fp8_block:
+        stored = fp8.join_scales(stored, fp8_block)
     tensors: dict[str, Tensor] = {}
-    for entry, tensor in safetensors.read_tensors(files).items():
+    for entry, tensor in stored.items():
         name = ours.get(entry, entry)
         heads = rotated_heads(name, config)
-        read = partial(_read_half_split, tensor, heads) if heads else tensor.read
-        tensors[name] = replace(tensor, name=name, read=read)
+        in_order = partial(_read_half_split, tensor, heads) if heads else tensor.read
+        tensors[name] = replace(tensor, name=name, read=in_order)
     return Checkpoint(folder, *_fit(config, tensors, folder))
 
 
@@ -111,7 +135,7 @@ def _open_gguf(path: Path) -> Checkpoint:
     for entry in header.entries:
         name = ours.get(entry, f"GGUF's {entry}")  # what we do not know is reported under its own name
         tensors[name] = header.tensor(entry, name, rotated_heads(name, config))
-    return Checkpoint(path, *_fit(config, tensors, path), header.metadata)
+    return Checkpoint(path, *_fit(config, tensors, path), header.metadata, (path,))
 
 
 def _tell_of_lost_window(config: ModelConfig) -> None:
@@ -136,26 +160,36 @@ def read_config(folder: Path) -> ModelConfig:
         ConfigError: it is missing, is not JSON, or is not supported.
     """
     if not (folder / "config.json").exists() and (folder / "params.json").exists():
-        return _read_params(folder)
-    return _config_of(_read_json(folder / "config.json"), folder)
+        return _read_params(folder)[0]
+    return _config_of(read_json(folder / "config.json"), folder)
 
 
 def _config_of(keys: dict[str, Any], folder: Path) -> ModelConfig:
     refuse_other_schemes(keys)
     config = ModelConfig.from_hf({k: v for k, v in keys.items() if k not in ("quantization", "quantization_config")})
     if (folder / "generation_config.json").exists():
-        stops = _read_json(folder / "generation_config.json").get("eos_token_id")
+        stops = read_json(folder / "generation_config.json").get("eos_token_id")
         if stops is not None:
             more = token_ids(stops, "eos_token_id in generation_config.json")
             config = replace(config, eos_token_ids=tuple(dict.fromkeys(config.eos_token_ids + more)))
     return config
 
 
-def _read_params(folder: Path) -> ModelConfig:
-    return ModelConfig.from_params(_read_json(folder / "params.json"))
+def _read_params(folder: Path) -> tuple[ModelConfig, int | None]:
+    """The configuration, and the side of the blocks that FP8 weights have scales for; None where they are not FP8."""
+    keys = read_json(folder / "params.json")
+    quantization = keys.pop("quantization", None)
+    block = fp8.block_size(quantization) if isinstance(quantization, Mapping) else None
+    if quantization and not block:
+        raise ConfigError(
+            f"The weights are quantized as {quantization!r}, which is not read here.",
+            "Use the model's float or FP8 weights, an MLX folder of it, or a GGUF file.",
+        )
+    return ModelConfig.from_params(keys), block
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; raises ConfigError if there is none."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:

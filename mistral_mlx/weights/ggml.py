@@ -49,20 +49,29 @@ def read_blocks(kind: str, data: np.ndarray) -> mx.array | Quantized:
         if kind in PACKED:
             layout, parts = PACKED[kind]
             return _pack(layout, *parts(data.reshape(len(data), -1, BLOCKS[kind][1])))
-        return mx.array(_dequantize(kind, data))
+        return _dequantize(kind, data)
 
 
-def _dequantize(kind: str, data: np.ndarray) -> np.ndarray:
+def scale_dtype(kind: str) -> mx.Dtype | None:
+    """The type that holds the scales and biases of a type in PACKED exactly; None where scales are no floats."""
+    if kind not in PACKED or PACKED[kind][0].mode != "affine":
+        return None
+    return mx.float32 if kind.endswith("_K") else mx.float16  # products of a half and six bits, or halves
+
+
+def _dequantize(kind: str, data: np.ndarray) -> mx.array:
     # Imported here: it takes a second, and most files need none of it.
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
     elements, size = BLOCKS[kind]
     columns = data.shape[1] // size * elements
-    values = np.empty((len(data), columns), np.float32)
+    values = mx.zeros((len(data), columns))
     step = max(1, _PIECE // columns)
     for start in range(0, len(data), step):
-        values[start : start + step] = dequantize(data[start : start + step], GGMLQuantizationType[kind])
+        rows = data[start : start + step]
+        values[start : start + step] = mx.array(dequantize(rows, GGMLQuantizationType[kind]))
+        mx.eval(values)  # one by one they are written in place
     return values
 
 

@@ -12,12 +12,13 @@ import mlx.nn as nn
 from mistral_mlx.backend import compute_dtype, memory_limit, on_gpu
 from mistral_mlx.errors import InputError, OutOfMemoryError, WeightsError
 from mistral_mlx.model.transformer import Transformer
+from mistral_mlx.weights import fp8
 from mistral_mlx.weights.checkpoint import Checkpoint
-from mistral_mlx.weights.tensor import Quantized
+from mistral_mlx.weights.tensor import DTYPES, Quantized
 
 log = logging.getLogger("mistral_mlx")
 
-DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+COMPUTE_DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,12 @@ def plan_loading(checkpoint: Checkpoint, dtype: str | None = None) -> LoadingPla
     Raises:
         InputError: an unknown dtype.
     """
-    if dtype is not None and dtype != "keep" and dtype not in DTYPES:
-        raise InputError(f"dtype {dtype!r} is unknown.", f"Choose {', '.join(DTYPES)} or keep.")
+    if dtype is not None and dtype != "keep" and dtype not in COMPUTE_DTYPES:
+        raise InputError(f"dtype {dtype!r} is unknown.", f"Choose {', '.join(COMPUTE_DTYPES)} or keep.")
     tensors = checkpoint.tensors.values()
     quantized = any(t.layout for t in tensors)
-    if dtype in DTYPES:
-        compute = DTYPES[dtype]
+    if dtype in COMPUTE_DTYPES:
+        compute = COMPUTE_DTYPES[dtype]
     else:
         compute = _stored_dtype(checkpoint) if dtype == "keep" and not quantized else compute_dtype()
     size = compute.size
@@ -98,10 +99,10 @@ def load_model(checkpoint: Checkpoint, dtype: str | None = None) -> Transformer:
             raise WeightsError(f"{name} in {checkpoint.path} cannot be read: {error}.", "Fetch it again.") from error
         if isinstance(value, Quantized):
             module = name.removesuffix(".weight")
+            value = value.cast(plan.dtype)
             weights[name], weights[f"{module}.scales"] = value.weight, value.scales
-            if value.biases is not None:  # affine: only there are the scales numbers of the model's own precision
-                weights[f"{module}.scales"] = value.scales.astype(plan.dtype)
-                weights[f"{module}.biases"] = value.biases.astype(plan.dtype)
+            if value.biases is not None:
+                weights[f"{module}.biases"] = value.biases
             layouts[module] = asdict(value.layout)
         else:
             weights[name] = value.astype(plan.dtype)
@@ -128,4 +129,6 @@ def _say(plan: LoadingPlan) -> None:
 def _stored_dtype(checkpoint: Checkpoint) -> mx.Dtype:
     """The type that float matrices are stored in, the widest if there are several."""
     kinds = {t.stored for t in checkpoint.tensors.values() if len(t.shape) > 1}
-    return {"BF16": mx.bfloat16, "F16": mx.float16}.get(kinds.pop(), mx.float32) if len(kinds) == 1 else mx.float32
+    if kinds == {fp8.STORED}:
+        return mx.bfloat16
+    return DTYPES.get(kinds.pop(), mx.float32) if len(kinds) == 1 else mx.float32

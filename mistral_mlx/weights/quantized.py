@@ -12,9 +12,10 @@ from typing import Any
 
 from mistral_mlx.config_keys import CHECK_FILE, integer
 from mistral_mlx.errors import ConfigError, WeightsError
-from mistral_mlx.weights.tensor import Layout, Quantized, Tensor
+from mistral_mlx.weights import fp8
+from mistral_mlx.weights.tensor import DTYPES, Layout, Quantized, Tensor
 
-_MODES = {  # group sizes and bits that MLX computes with; the first of each is its default
+MODES = {  # group sizes and bits that MLX computes with; the first of each is its default
     "affine": ((64, 32, 128), (4, 1, 2, 3, 5, 6, 8)),
     "mxfp4": ((32,), (4,)),
     "mxfp8": ((32,), (8,)),
@@ -29,9 +30,9 @@ def _layout(keys: Mapping[str, Any], where: str) -> Layout:
     if more:
         raise ConfigError(f"{where} has {', '.join(more)}, which is not known here.", CHECK_FILE)
     mode = keys.get("mode", "affine")
-    if not isinstance(mode, str) or mode not in _MODES:
-        raise ConfigError(f"{where} has mode {mode!r}.", f"Modes that MLX computes: {', '.join(_MODES)}.")
-    sizes, bits = _MODES[mode]
+    if not isinstance(mode, str) or mode not in MODES:
+        raise ConfigError(f"{where} has mode {mode!r}.", f"Modes that MLX computes: {', '.join(MODES)}.")
+    sizes, bits = MODES[mode]
     layout = Layout(integer(keys, "group_size", sizes[0]), integer(keys, "bits", bits[0]), mode)
     if layout.group_size not in sizes or layout.bits not in bits:
         raise ConfigError(
@@ -60,13 +61,15 @@ class Layouts:
 
 
 def refuse_other_schemes(keys: Mapping[str, Any]) -> None:
-    """Raise ConfigError if config.json describes quantized weights in another way than MLX's."""
+    """Raise ConfigError if config.json describes quantized weights in another way than MLX's or FP8."""
     settings = keys.get("quantization_config")
+    if isinstance(settings, Mapping) and fp8.block_size(settings):
+        return
     method = settings.get("quant_method") if isinstance(settings, Mapping) else settings
     if method or (settings and not keys.get("quantization")):  # mlx-lm writes one table under both names
         raise ConfigError(
             f"The weights are quantized by {method!r}, which is not read here.",
-            "Use the model's float weights, an MLX folder of it, or a GGUF file.",
+            "Use the model's float or FP8 weights, an MLX folder of it, or a GGUF file.",
         )
 
 
@@ -96,7 +99,7 @@ def _join(module: str, layout: Layout, weight: Tensor | None, scales: Tensor | N
     if biases is not None and not affine:
         raise WeightsError(f"{module} has biases, which mode {layout.mode} does not have.", mixed)
     columns = weight.shape[-1] * 32 // layout.bits
-    kinds = ("BF16", "F16", "F32") if affine else ("U8",)
+    kinds = DTYPES if affine else ("U8",)
     fits = (
         weight.stored == "U32"
         and weight.shape[-1] * 32 % layout.bits == 0
@@ -117,6 +120,7 @@ def _join(module: str, layout: Layout, weight: Tensor | None, scales: Tensor | N
         nbytes=sum(p.nbytes for p in there),
         layout=layout,
         read=partial(_read, layout, weight, scales, biases),
+        scales=DTYPES[scales.stored] if affine else None,
     )
 
 

@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+# How files name the types of floats.
+DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -21,6 +24,9 @@ class Layout:
     group_size: int
     bits: int
     mode: str = "affine"
+
+    def __str__(self) -> str:
+        return f"{self.bits} bits / {self.group_size}" if self.mode == "affine" else self.mode
 
     def nbytes(self, elements: int, itemsize: int) -> int:
         """Bytes of a matrix in memory, scales and biases being numbers of `itemsize` bytes, floats' scales of one."""
@@ -39,9 +45,16 @@ class Quantized(NamedTuple):
     biases: mx.array | None
     layout: Layout
 
+    def cast(self, dtype: mx.Dtype) -> Quantized:
+        """The same with scales and biases of another type, where they are floats: in affine mode."""
+        if self.biases is None:
+            return self
+        return self._replace(scales=self.scales.astype(dtype), biases=self.biases.astype(dtype))
+
     def expand(self) -> mx.array:
         """The matrix itself, (rows, columns) float32."""
-        return mx.dequantize(*self[:3], **asdict(self.layout), dtype=mx.float32)
+        # MLX computes in the precision of the scales, whatever type it is asked for.
+        return mx.dequantize(*self.cast(mx.float32)[:3], **asdict(self.layout), dtype=mx.float32)
 
 
 @dataclass(frozen=True)
@@ -55,6 +68,7 @@ class Tensor:
         nbytes: bytes in the file.
         layout: how it is packed, if `read` gives a Quantized.
         read: bring it into memory; at most once.
+        scales: the type of a packed matrix's scales, where they are floats.
     """
 
     name: str
@@ -63,6 +77,7 @@ class Tensor:
     nbytes: int
     layout: Layout | None
     read: Callable[[], mx.array | Quantized]
+    scales: mx.Dtype | None = None
 
     @property
     def elements(self) -> int:

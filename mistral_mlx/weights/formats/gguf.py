@@ -18,7 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from mistral_mlx.errors import WeightsError
-from mistral_mlx.weights.ggml import BLOCKS, PACKED, TYPE_NAMES, read_blocks
+from mistral_mlx.weights.ggml import BLOCKS, PACKED, TYPE_NAMES, read_blocks, scale_dtype
 from mistral_mlx.weights.names import half_split
 from mistral_mlx.weights.tensor import Quantized, Tensor
 
@@ -59,6 +59,7 @@ class Gguf:
             nbytes=entry.nbytes,
             layout=PACKED[entry.kind][0] if entry.kind in PACKED else None,
             read=lambda: self._read(entry, heads),
+            scales=scale_dtype(entry.kind),
         )
 
     def _read(self, entry: Entry, heads: int | None) -> mx.array | Quantized:

@@ -12,18 +12,22 @@ from safetensors import SafetensorError, safe_open
 from mistral_mlx.errors import WeightsError
 from mistral_mlx.weights.tensor import Tensor
 
-_TYPES = ("F32", "F16", "BF16", "U32", "U8")  # the last two for parts of quantized matrices
+# Floats; FP8, which MLX reads as bytes; and parts of quantized matrices.
+_TYPES = ("F32", "F16", "BF16", "F8_E4M3", "U32", "U8")
 
 
-def find_files(folder: Path, stem: str = "model") -> list[Path]:
+def find_files(folder: Path, stem: str = "model", suffix: str = "safetensors") -> list[Path]:
     """The weight files of a folder that begin with `stem`, in order; empty if it holds none.
+
+    Args:
+        suffix: of the files; PyTorch's shards are listed in the same way.
 
     Raises:
         WeightsError: the index is broken, or names a shard that is not there.
     """
-    index = folder / f"{stem}.safetensors.index.json"
+    index = folder / f"{stem}.{suffix}.index.json"
     if not index.exists():
-        return sorted(folder.glob(f"{stem}*.safetensors"))
+        return sorted(folder.glob(f"{stem}*.{suffix}"))
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -1,0 +1,77 @@
+"""What lies beside the weights in a model folder: its configuration, its tokenizer, its licence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from mistral_mlx import hub
+from mistral_mlx.config_keys import HF_KEYS
+from mistral_mlx.errors import TokenizerError
+from mistral_mlx.text.export import write_gguf_text
+from mistral_mlx.weights.checkpoint import Checkpoint, read_json
+from mistral_mlx.weights.convert import Plan
+from mistral_mlx.weights.quantize import describe
+
+_OURS = ("config.json", "params.json")
+_ARCHITECTURES = {"mistral": "MistralForCausalLM", "llama": "LlamaForCausalLM"}
+
+
+def write_config(checkpoint: Checkpoint, plan: Plan, folder: Path) -> None:
+    """Write config.json as transformers, mlx-lm and this project read it.
+
+    Of a config.json that was there, all keys stay that do not describe the architecture.
+    """
+    config = checkpoint.config
+    if checkpoint.metadata:
+        bos = checkpoint.metadata.get("tokenizer.ggml.bos_token_id")
+        own: dict[str, Any] = {} if bos is None else {"bos_token_id": bos}
+        kind = "llama"
+    elif checkpoint.files[0].name.startswith("consolidated") or not (checkpoint.path / "config.json").exists():
+        own, kind = {"bos_token_id": 1}, "mistral"
+    else:
+        keys = read_json(checkpoint.path / "config.json")
+        own, kind = {k: v for k, v in keys.items() if k in HF_KEYS.harmless}, keys["model_type"]
+    if kind != "llama" or any(config.windows):
+        kind = "mistral"
+    keys = own | config.to_hf(kind)
+    keys["architectures"] = [_ARCHITECTURES[kind]]
+    keys["torch_dtype"] = plan.dtype
+    keys.pop("dtype", None)  # transformers' newer word for the same
+    if plan.layouts:
+        keys["quantization"] = keys["quantization_config"] = describe(plan.layouts)
+    _write_json(folder / "config.json", dict(sorted(keys.items())))
+
+
+def write_text(checkpoint: Checkpoint, folder: Path) -> str:
+    """Write or copy the tokenizer, the chat template, generation settings and licences.
+
+    Returns:
+        What could not be, in words; empty if nothing.
+    """
+    if checkpoint.metadata:
+        try:
+            write_gguf_text(checkpoint.metadata, folder)
+        except TokenizerError as error:
+            return f"No tokenizer was written. {error.message}"
+        return ""
+    for path in checkpoint.path.iterdir():
+        if path.name not in _OURS and path.is_file() and any(fnmatchcase(path.name, p) for p in hub.SIDE_FILES):
+            shutil.copyfile(path, folder / path.name)
+    # Others know a SentencePiece model by one name only.
+    versions = sorted([*folder.glob("tokenizer.model.v*"), *folder.glob("*.model.v[0-9]*")])
+    if versions and not (folder / "tokenizer.model").exists():
+        shutil.copyfile(versions[-1], folder / "tokenizer.model")
+    if (folder / "tokenizer.model").exists() and not (folder / "tokenizer_config.json").exists():
+        settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+        _write_json(folder / "tokenizer_config.json", settings | {"add_bos_token": True, "legacy": False})
+    if not any(folder.glob("tok*")) and not (folder / "tekken.json").exists():
+        return "There is no tokenizer beside the weights: copy the model's into the new folder."
+    return ""
+
+
+def _write_json(file: Path, value: Any) -> None:
+    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

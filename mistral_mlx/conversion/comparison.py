@@ -1,0 +1,139 @@
+"""Several recipes for one model side by side: what each costs in bytes, and in what the model then says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from mistral_mlx.conversion.companions import write_config, write_text
+from mistral_mlx.conversion.convert import Progress, stage
+from mistral_mlx.conversion.evaluation import Evaluation, evaluate, load_quietly
+from mistral_mlx.conversion.source import open_source
+from mistral_mlx.conversion.target import check_space
+from mistral_mlx.errors import InputError
+from mistral_mlx.weights.checkpoint import open_checkpoint
+from mistral_mlx.weights.convert import plan_conversion, write_weights
+from mistral_mlx.weights.quantize import Recipe
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recipe: its bytes, the bits for a parameter on average, and how its model reads the text."""
+
+    recipe: str
+    nbytes: int
+    bits_per_weight: float
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Recipes for one model, in the order asked for; `nbytes` are the source's."""
+
+    source: str
+    nbytes: int
+    rows: list[Row]
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return asdict(self)
+
+
+def compare(
+    source: str | Path,
+    recipes: Sequence[str | int],
+    text: str,
+    *,
+    group_size: int | None = None,
+    keep: Sequence[str] = (),
+    work: Path | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> Comparison:
+    """Convert a model by each recipe in turn, read a text with it, and forget it.
+
+    Args:
+        source: as for `load`, or a .tar; loaded beside each of its copies.
+        recipes: as `quantize` of `convert`.
+        text: what is read.
+        group_size, keep: as for `convert`.
+        work: a folder for the copies, of which one is there at a time; the system's for temporary files if None.
+
+    Raises:
+        MistralError: as `convert` does.
+    """
+    parsed = [Recipe.parse(str(name), group_size if str(name).isdecimal() else None, keep) for name in recipes]
+    if not parsed:
+        raise InputError("There are no recipes to compare.", "Name some, as in --compare 3 4 6 8.")
+    with TemporaryDirectory(dir=work, prefix=".comparing-") as name:
+        place = Path(name)
+        path = open_source(source, place, stage(progress, "fetching"), stage(progress, "unpacking"))
+        checkpoint = open_checkpoint(path)
+        plans = [plan_conversion(checkpoint, recipe) for recipe in parsed]
+        check_space(place, max(plan.nbytes for plan in plans), "The largest copy")
+        original = load_quietly(path)
+        rows = []
+        for recipe, plan in zip(parsed, plans, strict=True):
+            with TemporaryDirectory(dir=place) as folder:
+                copy = Path(folder)
+                write_config(checkpoint, plan, copy)
+                write_text(checkpoint, copy)
+                write_weights(plan, copy, stage(progress, f"converting {recipe.name}"))
+                result = evaluate(original, load_quietly(copy), text, stage(progress, f"evaluating {recipe.name}"))
+            parameters = sum(change.tensor.elements for change in plan.changes)
+            rows.append(Row(recipe.name, plan.nbytes, 8 * plan.nbytes / parameters, result))
+            checkpoint = open_checkpoint(path)  # a tensor can be read once
+    return Comparison(str(source), checkpoint.stored_bytes, rows)
+
+
+def check_plot(file: Path, *, force: bool) -> None:
+    """Raise InputError if `plot` could not draw into the file: better before an hour's work than after."""
+    if file.suffix.lower() != ".png":
+        raise InputError(f"{file} is no name for a picture.", "With --compare, OUT is a .png file.")
+    if not file.absolute().parent.is_dir():
+        raise InputError(f"There is no folder {file.absolute().parent}.", "Make it, or choose another.")
+    if file.exists() and not force:
+        raise InputError(f"{file} is there already.", "Choose another name, or replace it with --force.")
+    if find_spec("matplotlib") is None:
+        raise InputError("A plot needs matplotlib.", "pip install 'mistral-mlx[plot]'")
+
+
+def plot(comparison: Comparison, file: Path) -> None:
+    """Draw size against divergence and against perplexity, as PNG; needs matplotlib."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.5), dpi=150, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    rows = sorted(comparison.rows, key=lambda row: row.nbytes)
+    _curve(left, rows, [row.evaluation.kl for row in rows], "KL divergence from the original, nats per token")
+    left.set_yscale("log")
+    _curve(right, rows, [row.evaluation.perplexity for row in rows], "perplexity")
+    original = rows[0].evaluation.perplexity_source
+    right.axhline(original, color="0.5", linestyle="--", linewidth=1)
+    right.annotate(
+        f"original {original:.3g}", (1, original), xycoords=("axes fraction", "data"), ha="right", va="bottom"
+    )
+    figure.suptitle(f"{comparison.source}: what each recipe costs ({rows[0].evaluation.tokens:,} tokens)")
+    unfinished = file.with_name(f".{file.name}.partial")
+    try:
+        figure.savefig(unfinished, format="png")
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _curve(axes: Axes, rows: Sequence[Row], values: Sequence[float], label: str) -> None:
+    sizes: list[Any] = [row.nbytes / 1e6 for row in rows]
+    axes.plot(sizes, values, marker="o", color="#fa520f")
+    for row, size, value in zip(rows, sizes, values, strict=True):
+        axes.annotate(row.recipe, (size, value), xytext=(5, 5), textcoords="offset points")
+    axes.set_xlabel("MB of weights")
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.3)
+    axes.margins(0.12)

@@ -1,0 +1,149 @@
+"""One conversion from beginning to end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+from mistral_mlx import __version__
+from mistral_mlx.conversion.companions import write_config, write_text
+from mistral_mlx.conversion.evaluation import Evaluation, evaluate, load_quietly
+from mistral_mlx.conversion.receipt import Receipt, hashing
+from mistral_mlx.conversion.source import open_source
+from mistral_mlx.conversion.target import check_space, workspace
+from mistral_mlx.errors import InputError
+from mistral_mlx.models import Window, change_window
+from mistral_mlx.weights.checkpoint import Checkpoint, open_checkpoint
+from mistral_mlx.weights.convert import plan_conversion, write_weights
+from mistral_mlx.weights.quantize import Recipe
+from mistral_mlx.weights.quantized import MODES
+
+# Told what is being done ("fetching", "unpacking", "converting", "evaluating"), how much of it, and of how much: bytes,
+# or tokens of the text to evaluate on.
+Progress = Callable[[str, int, int], None]
+
+_SLACK = 64 * 2**20  # for tokenizers, licences and indices
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    quantize: str | int | None = None,
+    *,
+    group_size: int | None = None,
+    keep: Sequence[str] = (),
+    dtype: str | None = None,
+    window: Window = "config",
+    requantize: bool = False,
+    force: bool = False,
+    text: str | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> Receipt:
+    """Convert a model to a folder of MLX weights, quantizing them if asked to.
+
+    Memory is bounded by the largest tensor and one gibibyte of shard, whatever the model's size; only to evaluate are
+    both models loaded. `out` appears whole or not at all.
+
+    Args:
+        source: as for `load`, or a .tar as Mistral published them.
+        out: the folder to make.
+        quantize: 2, 3, 4, 5, 6 or 8 bits; "mxfp4", "mxfp8" or "nvfp4"; "mixed_2_6", "mixed_3_4", "mixed_3_6" or
+            "mixed_4_6". None keeps floats float and packed weights packed.
+        group_size: 32, 64 or 128 numbers that share a scale; 64 if it is not said.
+        keep: exceptions, such as "output=8" or "v_proj=float" (`Recipe.parse`).
+        dtype: float32, float16 or bfloat16 for floats and scales; by default what the source stores.
+        window: another attention window, which is written into the configuration; as for `load`.
+        requantize: quantize weights that MLX has quantized before, which loses more than doing it once.
+        force: replace a model folder that is there.
+        text: a text to read with both models, to tell what was lost.
+
+    Raises:
+        MistralError: with what to do about it. `out` is then as it was.
+    """
+    recipe = None if quantize is None else Recipe.parse(str(quantize), group_size, keep)
+    if recipe is None and (group_size is not None or keep):
+        raise InputError("Group sizes and what is kept mean nothing without quantizing.", "Add -q 4, or leave them.")
+    out = Path(out)
+    _refuse_overlap(source, out)
+    with workspace(out, force=force) as work:
+        path = open_source(source, work, stage(progress, "fetching"), stage(progress, "unpacking"))
+        checkpoint = open_checkpoint(path)
+        checkpoint = replace(checkpoint, config=change_window(checkpoint.config, window))
+        notes = _notes(checkpoint, recipe, requantize=requantize)
+        plan = plan_conversion(checkpoint, recipe, dtype)
+        check_space(work, plan.nbytes + _SLACK, "The new model")
+        folder = work / "new"
+        write_config(checkpoint, plan, folder)
+        if lack := write_text(checkpoint, folder):
+            notes.append(lack)
+        described = [checkpoint.path / name for name in ("config.json", "params.json")]
+        with hashing([*checkpoint.files, *filter(Path.is_file, described)]) as hashes:
+            records = write_weights(plan, folder, stage(progress, "converting"))
+            files = hashes.result()
+        open_checkpoint(folder)  # every tensor is there, under its name, in its shape
+        parameters = sum(c.tensor.elements for c in plan.changes)
+        written = sum(r.bytes_after for r in records)
+        receipt = Receipt(
+            versions={"mistral-mlx": __version__, "mlx": version("mlx")},
+            source=Path(source).name if Path(source).exists() else str(source),
+            files=files,
+            recipe=_recipe(recipe),
+            keep=list(keep),
+            dtype=plan.dtype,
+            parameters=parameters,
+            bytes_before=checkpoint.stored_bytes,
+            bytes_after=written,
+            bits_per_weight=8 * written / parameters,
+            tensors=records,
+            evaluation=_evaluate(path, folder, window, text, progress),
+            notes=notes,
+        )
+        receipt.write(folder)
+    return receipt
+
+
+def _refuse_overlap(source: str | Path, out: Path) -> None:
+    """Raise InputError if making or replacing `out` would touch the source."""
+    path, target = Path(source).expanduser(), out.expanduser()
+    if target.exists() and path.exists() and path.resolve().is_relative_to(target.resolve()):
+        raise InputError(f"{source} lies in {out}, which would be replaced.", "Choose another folder.")
+
+
+def _notes(checkpoint: Checkpoint, recipe: Recipe | None, *, requantize: bool) -> list[str]:
+    """What of the source its user should know, or InputError if it should not be quantized again."""
+    notes = []
+    if checkpoint.passed_over:
+        names = ", ".join(path.name for path in checkpoint.passed_over[:3])
+        more = f" and {len(checkpoint.passed_over) - 3} more" if len(checkpoint.passed_over) > 3 else ""
+        notes.append(f"Read from {checkpoint.files[0].name}; the folder also holds {names}{more}.")
+    packed = {str(t.layout) for t in checkpoint.tensors.values() if t.stored in MODES}
+    blocks = {t.stored for t in checkpoint.tensors.values() if t.stored not in (*MODES, "F32", "F16", "BF16")}
+    if recipe and packed and not requantize:
+        raise InputError(
+            f"The source is quantized already ({', '.join(sorted(packed))}), and would lose more.",
+            "Quantize from float weights, or add --requantize.",
+        )
+    if recipe and (packed or blocks):
+        kinds = ", ".join(sorted(packed | blocks))
+        notes.append(f"The source was quantized already ({kinds}): errors are counted from it, not from its original.")
+    return notes
+
+
+def _recipe(recipe: Recipe | None) -> str | None:
+    if recipe is None:
+        return None
+    sensitive = f", {recipe.sensitive} where errors hurt most" if recipe.sensitive else ""
+    return f"{recipe.name}: {recipe.layout}{sensitive}" if recipe.layout.mode == "affine" else recipe.name
+
+
+def _evaluate(path: Path, folder: Path, window: Window, text: str | None, progress: Progress) -> Evaluation | None:
+    if text is None:
+        return None
+    return evaluate(load_quietly(path, window), load_quietly(folder), text, stage(progress, "evaluating"))
+
+
+def stage(progress: Progress, name: str) -> Callable[[int, int], None]:
+    """What tells the progress of one thing that is being done."""
+    return lambda done, total: progress(name, done, total)

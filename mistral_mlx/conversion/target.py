@@ -1,0 +1,148 @@
+"""The folder that a conversion makes: it appears whole or not at all, and what it replaces is never lost.
+
+Everything is written in a workspace beside the target, on the same disk, and moved into place by one rename. A process
+that is killed leaves the workspace, which the next conversion to the same target clears; killed between the two renames
+of a replacement it leaves the old folder under another name, which the next conversion puts back.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mistral_mlx.errors import InputError, WeightsError
+
+
+@contextmanager
+def workspace(out: Path, *, force: bool = False) -> Iterator[Path]:
+    """A folder to work in; its subfolder `new` becomes `out` once the block ends without an error.
+
+    Args:
+        out: a folder that does not exist, or, with `force`, a model's.
+
+    Raises:
+        InputError: `out` is there already, or another process is making it.
+        WeightsError: the disk is full, or the place cannot be written to.
+    """
+    out = out.expanduser().resolve()
+    work, old = _beside(out, "partial"), _beside(out, "replaced")
+    try:
+        made = _make_parents(out)
+        try:
+            with _locked(work):
+                _restore(out, old)
+                _check(out, force=force)
+                _empty(work)
+                (work / "new").mkdir()
+                yield work
+                _sync(work / "new")
+                _replace(work / "new", out, old)
+        finally:
+            for folder in reversed(made):
+                with suppress(OSError):  # in use by now
+                    folder.rmdir()
+    except OSError as error:
+        raise WeightsError(
+            f"{out} cannot be written: {error.strerror or error}.", "Nothing was changed. Make room, or choose a disk."
+        ) from error
+
+
+def check_space(folder: Path, nbytes: int, what: str) -> None:
+    """Raise WeightsError if the disk under `folder` has not so many bytes free."""
+    free = shutil.disk_usage(folder).free
+    if nbytes > free:
+        raise WeightsError(
+            f"{what} takes {nbytes / 1e9:,.2f} GB, and the disk has {free / 1e9:,.2f} GB free.",
+            "Make room, or choose a folder on a larger disk.",
+        )
+
+
+def _beside(out: Path, word: str) -> Path:
+    return out.parent / f".{out.name}.{word}"
+
+
+def _make_parents(out: Path) -> list[Path]:
+    missing = [folder for folder in out.parents if not folder.exists()][::-1]
+    for folder in missing:
+        folder.mkdir()
+    return missing
+
+
+@contextmanager
+def _locked(work: Path) -> Iterator[None]:
+    """The workspace, which belongs to this process alone, and is gone in the end unless it was killed."""
+    while True:
+        work.mkdir(exist_ok=True)
+        lock = os.open(work, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise InputError(f"Another process is writing {work}.", "Wait for it, or choose another folder.") from None
+        with suppress(FileNotFoundError):
+            if work.stat().st_ino == os.fstat(lock).st_ino:  # not what another process has just taken away
+                break
+        os.close(lock)
+    try:
+        yield
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        os.close(lock)
+
+
+def _restore(out: Path, old: Path) -> None:
+    """Finish, one way or the other, a replacement that was killed."""
+    if old.exists():
+        if out.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(out)
+
+
+def _check(out: Path, *, force: bool) -> None:
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise InputError(f"{out} is a file.", "Give a folder that does not exist yet.")
+    if not force:
+        raise InputError(f"{out} is there already.", "Choose another folder, or replace it with --force.")
+    if any(out.iterdir()) and not (out / "config.json").exists():
+        raise InputError(f"{out} is no model folder, and is not replaced.", "Choose another folder.")
+
+
+def _empty(work: Path) -> None:
+    for path in work.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _sync(folder: Path) -> None:
+    for path in (*folder.rglob("*"), folder):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _replace(new: Path, out: Path, old: Path) -> None:
+    there = out.exists()
+    if there:
+        out.rename(old)
+    try:
+        new.rename(out)
+    except BaseException:
+        if there:
+            old.rename(out)
+        raise
+    parent = os.open(out.parent, os.O_RDONLY)
+    os.fsync(parent)
+    os.close(parent)
+    if there:
+        shutil.rmtree(old)
