@@ -11,7 +11,8 @@ from typing import Any
 from mistral_mlx import hub
 from mistral_mlx.config_keys import HF_KEYS
 from mistral_mlx.errors import TokenizerError
-from mistral_mlx.text.export import write_gguf_text
+from mistral_mlx.text import sentencepiece
+from mistral_mlx.text.export import write_gguf_text, write_sentencepiece
 from mistral_mlx.weights.checkpoint import Checkpoint, read_json
 from mistral_mlx.weights.convert import Plan
 from mistral_mlx.weights.quantize import describe
@@ -61,13 +62,13 @@ def write_text(checkpoint: Checkpoint, folder: Path) -> str:
     for path in checkpoint.path.iterdir():
         if path.name not in _OURS and path.is_file() and any(fnmatchcase(path.name, p) for p in hub.SIDE_FILES):
             shutil.copyfile(path, folder / path.name)
-    # Others know a SentencePiece model by one name only.
-    versions = sorted([*folder.glob("tokenizer.model.v*"), *folder.glob("*.model.v[0-9]*")])
-    if versions and not (folder / "tokenizer.model").exists():
-        shutil.copyfile(versions[-1], folder / "tokenizer.model")
-    if (folder / "tokenizer.model").exists() and not (folder / "tokenizer_config.json").exists():
-        settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-        _write_json(folder / "tokenizer_config.json", settings | {"add_bos_token": True, "legacy": False})
+    # Mistral's own releases bring nothing that programs without sentencepiece could read.
+    models = [*sorted(folder.glob("tokenizer.model*")), *sorted(folder.glob("*.model.v[0-9]*"))]
+    if models and not (folder / "tokenizer.json").exists():
+        model = sentencepiece.from_file(models[-1])
+        if not (folder / "tokenizer.model").exists():
+            shutil.copyfile(models[-1], folder / "tokenizer.model")
+        write_sentencepiece(model, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}, folder)
     if not any(folder.glob("tok*")) and not (folder / "tekken.json").exists():
         return "There is no tokenizer beside the weights: copy the model's into the new folder."
     return ""

@@ -67,10 +67,7 @@ class Bpe:
         bpe.add_special_tokens([AddedToken(name, normalized=False, special=True) for name, _ in control])
         bpe.decoder = decoders.ByteLevel()
         if self.bos_id is not None:
-            bos = self._pieces[self.bos_id]
-            bpe.post_processor = processors.TemplateProcessing(
-                single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, self.bos_id)]
-            )
+            bpe.post_processor = begin_with(self._pieces[self.bos_id], self.bos_id)
         return str(bpe.to_str())
 
     def _ids(self, text: str) -> list[int]:
@@ -106,6 +103,11 @@ _CUTS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
     ),
 }
 _WHOLE_FIRST = {"tekken"}  # a piece of text that is in the vocabulary is taken whole, whatever its merges
+
+
+def begin_with(bos: str, bos_id: int) -> processors.TemplateProcessing:
+    """What writes BOS before a text."""
+    return processors.TemplateProcessing(single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, bos_id)])
 
 
 def from_gguf(keys: Mapping[str, Any]) -> Bpe:

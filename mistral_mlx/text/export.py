@@ -1,4 +1,4 @@
-"""A GGUF file's tokenizer and chat template as the files of a model folder, in the words of Hugging Face."""
+"""Tokenizers as the files that other programs read: tokenizer.json and tokenizer_config.json, as on Hugging Face."""
 
 from __future__ import annotations
 
@@ -7,34 +7,84 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers
+
+from mistral_mlx.text.bpe import begin_with
 from mistral_mlx.text.files import gguf_tokenizer
 from mistral_mlx.text.sentencepiece import SentencePiece
+from mistral_mlx.text.tokenizer import CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED
 
-_NAMED = ("bos", "eos", "unknown", "padding")
-_THEIR_NAMES = {"unknown": "unk", "padding": "pad"}
+_NAMED = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 
 
 def write_gguf_text(metadata: Mapping[str, Any], folder: Path) -> None:
-    """Write tokenizer.model or tokenizer.json, tokenizer_config.json, and the chat template if there is one.
+    """Write the tokenizer in a GGUF file's metadata, and its chat template if there is one.
 
     Raises:
         TokenizerError: the file has no tokenizer, or one that is not read here.
     """
     tokenizer = gguf_tokenizer(metadata)
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
-    settings: dict[str, Any] = {"clean_up_tokenization_spaces": False, "add_bos_token": tokenizer.bos_id is not None}
-    for name in _NAMED:
-        token = metadata.get(f"tokenizer.ggml.{name}_token_id")
+    names = {}
+    for theirs, ours in _NAMED.items():
+        token = metadata.get(f"tokenizer.ggml.{theirs}_token_id")
         if isinstance(token, int) and 0 <= token < len(tokens):
-            settings[f"{_THEIR_NAMES.get(name, name)}_token"] = tokens[token]
+            names[ours] = tokens[token]
     if isinstance(tokenizer, SentencePiece):
         (folder / "tokenizer.model").write_bytes(tokenizer.proto)
-        settings |= {"tokenizer_class": "LlamaTokenizer", "legacy": False}
+        write_sentencepiece(tokenizer, names, folder)
     else:
         (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
-        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    text = json.dumps(settings, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
-    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+        _write_settings(names, folder, begins=tokenizer.bos_id is not None)
     template = metadata.get("tokenizer.chat_template")
     if isinstance(template, str):
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+
+def write_sentencepiece(tokenizer: SentencePiece, names: Mapping[str, str], folder: Path) -> None:
+    """Write a tokenizer.json that gives the ids of a SentencePiece model: what programs without sentencepiece read.
+
+    Args:
+        names: of the tokens that the settings name, such as {"bos_token": "<s>"}.
+    """
+    pieces = tokenizer.pieces()
+    vocabulary = {name: i for i, (name, _, _) in enumerate(pieces)}
+    normal = {name: score for name, score, kind in pieces if kind == NORMAL}
+    # SentencePiece joins the two neighbours that make the piece with the best score: each way to make one is a merge.
+    merges = [
+        (name[:cut], name[cut:])
+        for name in sorted(normal, key=lambda name: -normal[name])
+        for cut in range(1, len(name))
+        if name[:cut] in normal and name[cut:] in normal
+    ]
+    unknown = next((name for name, _, kind in pieces if kind == UNKNOWN), None)
+    bpe = tokenizers.Tokenizer(models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    prefix = [normalizers.Prepend(SPACE)] if tokenizer.begins_with_space else []
+    bpe.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", SPACE)])
+    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
+    bpe.decoder = decoders.Sequence([
+        decoders.Replace(SPACE, " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+        *strip,
+    ])  # fmt: skip
+    special = [name for name, _, kind in pieces if kind in (CONTROL, UNKNOWN)]
+    literal = [name for name, _, kind in pieces if kind == USER_DEFINED]
+    bpe.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in special])
+    bpe.add_tokens([AddedToken(name, normalized=False) for name in literal])
+    if tokenizer.bos_id is not None:
+        bpe.post_processor = begin_with(pieces[tokenizer.bos_id][0], tokenizer.bos_id)
+    (folder / "tokenizer.json").write_text(bpe.to_str(), encoding="utf-8")
+    _write_settings(names, folder, begins=tokenizer.bos_id is not None)
+
+
+def _write_settings(names: Mapping[str, str], folder: Path, *, begins: bool) -> None:
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "add_bos_token": begins,
+        **names,
+    }
+    text = json.dumps(settings, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")

@@ -6,7 +6,7 @@ Read from `tokenizer.model`, or from the vocabulary of a GGUF file, which holds 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from sentencepiece import SentencePieceProcessor
 
 from mistral_mlx.errors import TokenizerError
-from mistral_mlx.text.tokenizer import SPACE, UNKNOWN, checked_text, gguf_stop_ids
+from mistral_mlx.text.tokenizer import NORMAL, SPACE, UNKNOWN, checked_text, gguf_stop_ids
 
 Piece = tuple[str, float, int]  # its text, its score, its kind
 
@@ -34,7 +34,8 @@ class SentencePiece:
         self.vocab_size: int = self._model.vocab_size()
         self.bos_id: int | None = self._model.bos_id() if add_bos and self._model.bos_id() >= 0 else None
         self.stop_ids = frozenset({self._model.eos_id()} - {-1})
-        self._begins_with_space: bool = self._model.encode_as_pieces("a")[0].startswith(SPACE)
+        # Whether text gets a space before it.
+        self.begins_with_space: bool = self._model.encode_as_pieces("a")[0].startswith(SPACE)
 
     @cached_property
     def control(self) -> Mapping[str, int]:
@@ -47,6 +48,15 @@ class SentencePiece:
             if piece in self.control:
                 return version
         return "v1"
+
+    def pieces(self) -> list[Piece]:
+        """Every entry of the vocabulary."""
+        found = []
+        for number, entry in _fields(self.proto):
+            if number == 1:
+                fields = dict(_fields(entry))
+                found.append((fields[1].decode(), struct.unpack("<f", fields[2])[0], fields.get(3, NORMAL)))
+        return found
 
     def encode(self, text: str, *, follows: bool = False) -> list[int]:
         return list(self._model.encode(checked_text(text)))
@@ -63,7 +73,7 @@ class SentencePiece:
 
     def first_bytes(self, token: int) -> bytes:
         data = self.token_bytes(token)
-        if self._begins_with_space and data and self._model.id_to_piece(token).startswith(SPACE):
+        if self.begins_with_space and data and self._model.id_to_piece(token).startswith(SPACE):
             data = data.removeprefix(b" ")
         return data
 
@@ -118,6 +128,29 @@ def _message(*fields: tuple[int, bytes | str | int | float]) -> bytes:
             data = value.encode() if isinstance(value, str) else value
             out += _varint(number << 3 | 2) + _varint(len(data)) + data
     return bytes(out)
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
+    """The fields of a protobuf message: whole numbers as such, everything else as bytes."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            value |= (message[at] & 0x7F) << shift
+            at, shift, more = at + 1, shift + 7, message[at] > 0x7F
+            if not more:
+                return value
+
+    while at < len(message):
+        number, wire = divmod(varint(), 8)
+        if wire == 0:
+            yield number, varint()
+            continue
+        size = varint() if wire == 2 else {1: 8, 5: 4}[wire]
+        yield number, message[at : at + size]
+        at += size
 
 
 def _varint(value: int) -> bytes:

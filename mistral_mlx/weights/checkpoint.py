@@ -29,6 +29,9 @@ IN_FOLDERS = (".safetensors", ".pth", ".pt", ".bin")  # files that are read with
 # Tables that some exporters store beside the weights and that follow from the configuration.
 _DERIVED = re.compile(r"(^|\.)rotary_emb\.inv_freq$|^rope\.freqs$")
 
+# Types that files may hold and no model's parameters are, unless as parts of a quantized matrix.
+_NO_WEIGHTS = ("U8", "U32", "F8_E4M3", "BOOL", "I8", "I16", "I32", "I64", "F64", "C64")
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -217,7 +220,7 @@ def _fit(config: ModelConfig, tensors: dict[str, Tensor], where: Path) -> tuple[
         if name in tensors and tensors[name].shape != shape
     ]
     faults += [
-        f"{name} is of type {t.stored}" for name, t in tensors.items() if not t.layout and t.stored in ("U32", "U8")
+        f"{name} is of type {t.stored}" for name, t in tensors.items() if not t.layout and t.stored in _NO_WEIGHTS
     ]
     if faults:
         more = f"; and {len(faults) - 4} more" if len(faults) > 4 else ""

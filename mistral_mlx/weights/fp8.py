@@ -17,7 +17,7 @@ import mlx.core as mx
 from mistral_mlx.errors import ConfigError, WeightsError
 from mistral_mlx.weights.tensor import Tensor
 
-STORED = "F8_E4M3"
+STORED = "FP8"  # with its scale, where safetensors say F8_E4M3 of the bytes alone
 _SCALES = ("qscale_weight", "weight_scale_inv", "weight_scale")
 _OF_ACTIVATIONS = ("qscale_act", "activation_scale", "input_scale")  # activations are not quantized here
 _BLOCK = 128  # where nothing states it; every release has this
@@ -50,7 +50,7 @@ def join_scales(tensors: dict[str, Tensor], block: int) -> dict[str, Tensor]:
     """
     joined = {name: t for name, t in tensors.items() if name.rpartition(".")[2] not in _OF_ACTIVATIONS}
     for name, weight in tensors.items():
-        if weight.stored != STORED:
+        if weight.stored != "F8_E4M3":
             continue
         module = name.rpartition(".")[0]
         scales = [joined.pop(f"{module}.{word}") for word in _SCALES if f"{module}.{word}" in joined]
@@ -71,7 +71,8 @@ def _join(weight: Tensor, scale: Tensor, block: int) -> Tensor:
             f"{scale.name} is {scale.stored} {scale.shape} for a matrix of {rows} x {columns}.",
             f"Read are one number, one for each row, or one for each block of {block} x {block}.",
         )
-    return replace(weight, nbytes=weight.nbytes + scale.nbytes, read=partial(_read, weight, scale, block))
+    nbytes = weight.nbytes + scale.nbytes
+    return replace(weight, stored=STORED, nbytes=nbytes, read=partial(_read, weight, scale, block))
 
 
 def _read(weight: Tensor, scale: Tensor, block: int) -> mx.array:
