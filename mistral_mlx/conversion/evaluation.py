@@ -50,9 +50,7 @@ def evaluate(source: LLM, copy: LLM, text: str, progress: Progress = lambda done
         TokenizerError: the model came without a tokenizer.
     """
     ids = source.encode(text)
-    stretches = [ids[i : i + STRETCH] for i in range(0, len(ids), STRETCH)]
-    if len(stretches[-1]) < 2:
-        stretches.pop()
+    stretches = [ids[i : i + STRETCH] for i in range(0, len(ids), STRETCH) if len(ids) - i > 1]
     if not stretches:
         raise InputError("The text to evaluate on has less than two tokens.", "Give a longer one.")
     divergences: list[float] = []
