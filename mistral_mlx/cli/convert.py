@@ -70,6 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODULE=BITS",
         help="an exception, as output=8, v_proj=6, embeddings=float or 'layers.0.*=8'; may be repeated",
     )
+    recipe.add_argument(
+        "--learn",
+        metavar="METHOD",
+        help="awq, dwq or gptq: fit what is quantized to a text, by mlx-lm's implementation, with the model in memory",
+    )
+    recipe.add_argument("--calibrate", metavar="TEXT", help="the text to learn from, as for --evaluate")
     recipe.add_argument("--requantize", action="store_true", help="quantize what MLX has quantized already")
     parser.add_argument("--dtype", metavar="TYPE", help="float32, float16 or bfloat16 for floats and scales")
     parser.add_argument("--window", metavar="N", help="write another attention window: a number, or none")
@@ -110,6 +116,8 @@ def _convert(arguments: argparse.Namespace, text: str | None) -> int:
             dtype=arguments.dtype,
             requantize=arguments.requantize,
             force=arguments.force,
+            learn=arguments.learn,
+            calibrate=None if arguments.calibrate is None else _text(arguments.calibrate),
             text=text,
             progress=progress,
             **options,
@@ -125,7 +133,9 @@ def _compare(arguments: argparse.Namespace, text: str | None) -> int:
     from mistral_mlx.conversion import compare
     from mistral_mlx.conversion.comparison import check_plot, plot
 
-    idle = [name for name in ("quantize", "dtype", "window", "requantize") if getattr(arguments, name)]
+    idle = [
+        name for name in ("quantize", "dtype", "window", "requantize", "learn", "calibrate") if getattr(arguments, name)
+    ]
     if idle:
         raise InputError(f"--{idle[0]} means nothing with --compare.", "Leave it out.")
     check_plot(arguments.out, force=arguments.force)
@@ -219,8 +229,8 @@ def _show(receipt: Receipt, out: Path) -> None:
             first.written,
             size(sum(r.bytes_before for r in records)),
             size(sum(r.bytes_after for r in records)),
-            _error(max(r.error for r in records)),
-            f"{min(r.cosine for r in records):.5f}",
+            _error([r.error for r in records if r.error is not None]),
+            f"{min([r.cosine for r in records if r.cosine is not None]):.5f}" if first.cosine is not None else "",
         )
     table.add_row("all", "", "", "", size(receipt.bytes_before), size(receipt.bytes_after))
     ratio = f"{receipt.bits_per_weight:.2f} bits a weight on average; what was not quantized is {receipt.dtype}"
@@ -278,5 +288,7 @@ def _alike(records: Sequence[Record]) -> list[list[Record]]:
     return list(groups.values())
 
 
-def _error(value: float) -> str:
-    return "0" if value == 0 else f"{value:.3%}"
+def _error(values: list[float]) -> str:
+    if not values:
+        return ""
+    return f"{max(values):.3%}" if any(values) else "0"

@@ -10,13 +10,14 @@ from pathlib import Path
 from mistral_mlx import __version__
 from mistral_mlx.conversion.companions import write_config, write_text
 from mistral_mlx.conversion.evaluation import Evaluation, evaluate, load_quietly
+from mistral_mlx.conversion.learned import write_learned
 from mistral_mlx.conversion.receipt import Receipt, hashing
 from mistral_mlx.conversion.source import open_source
 from mistral_mlx.conversion.target import check_space, workspace
 from mistral_mlx.errors import InputError
 from mistral_mlx.models import Window, change_window
 from mistral_mlx.weights.checkpoint import Checkpoint, open_checkpoint
-from mistral_mlx.weights.convert import plan_conversion, write_weights
+from mistral_mlx.weights.convert import Plan, Record, plan_conversion, write_weights
 from mistral_mlx.weights.quantize import Recipe
 from mistral_mlx.weights.quantized import MODES
 
@@ -36,6 +37,8 @@ def convert(
     keep: Sequence[str] = (),
     dtype: str | None = None,
     window: Window = "config",
+    learn: str | None = None,
+    calibrate: str | None = None,
     requantize: bool = False,
     force: bool = False,
     text: str | None = None,
@@ -55,6 +58,9 @@ def convert(
         keep: exceptions, such as "output=8" or "v_proj=float" (`Recipe.parse`).
         dtype: float32, float16 or bfloat16 for floats and scales; by default what the source stores.
         window: another attention window, which is written into the configuration; as for `load`.
+        learn: "awq", "dwq" or "gptq": fit what is quantized to a text, by mlx-lm's implementation. It takes the whole
+            model into memory, and needs float weights and plain bits.
+        calibrate: that text.
         requantize: quantize weights that MLX has quantized before, which loses more than doing it once.
         force: replace a model folder that is there.
         text: a text to read with both models, to tell what was lost.
@@ -72,16 +78,14 @@ def convert(
         checkpoint = open_checkpoint(path)
         checkpoint = replace(checkpoint, config=change_window(checkpoint.config, window))
         notes = _notes(checkpoint, recipe, requantize=requantize)
-        plan = plan_conversion(checkpoint, recipe, dtype)
-        check_space(work, plan.nbytes + _SLACK, "The new model")
         folder = work / "new"
-        write_config(checkpoint, plan, folder)
         if lack := write_text(checkpoint, folder):
             notes.append(lack)
         described = [checkpoint.path / name for name in ("config.json", "params.json")]
         with hashing([*checkpoint.files, *filter(Path.is_file, described)]) as hashes:
-            records = write_weights(plan, folder, stage(progress, "converting"))
+            plan, records = _write_weights(checkpoint, recipe, dtype, learn, calibrate, work, progress)
             files = hashes.result()
+        write_config(checkpoint, plan, folder)
         open_checkpoint(folder)  # every tensor is there, under its name, in its shape
         parameters = sum(c.tensor.elements for c in plan.changes)
         written = sum(r.bytes_after for r in records)
@@ -89,7 +93,7 @@ def convert(
             versions={"mistral-mlx": __version__, "mlx": version("mlx")},
             source=Path(source).name if Path(source).exists() else str(source),
             files=files,
-            recipe=_recipe(recipe),
+            recipe=_recipe(recipe, learn),
             keep=list(keep),
             dtype=plan.dtype,
             parameters=parameters,
@@ -131,11 +135,31 @@ def _notes(checkpoint: Checkpoint, recipe: Recipe | None, *, requantize: bool) -
     return notes
 
 
-def _recipe(recipe: Recipe | None) -> str | None:
+def _write_weights(
+    checkpoint: Checkpoint,
+    recipe: Recipe | None,
+    dtype: str | None,
+    learn: str | None,
+    calibrate: str | None,
+    work: Path,
+    progress: Progress,
+) -> tuple[Plan, list[Record]]:
+    told = stage(progress, "converting")
+    if learn is not None:
+        return write_learned(checkpoint, recipe, learn, calibrate, dtype, work, told)
+    if calibrate is not None:
+        raise InputError("There is a text to learn from, and nothing to learn.", "Add --learn gptq, awq or dwq.")
+    plan = plan_conversion(checkpoint, recipe, dtype)
+    check_space(work, plan.nbytes + _SLACK, "The new model")
+    return plan, write_weights(plan, work / "new", told)
+
+
+def _recipe(recipe: Recipe | None, learn: str | None) -> str | None:
     if recipe is None:
         return None
     sensitive = f", {recipe.sensitive} where errors hurt most" if recipe.sensitive else ""
-    return f"{recipe.name}: {recipe.layout}{sensitive}" if recipe.layout.mode == "affine" else recipe.name
+    learned = f", learned by {learn}" if learn else ""
+    return f"{recipe.name}: {recipe.layout}{sensitive}{learned}" if recipe.layout.mode == "affine" else recipe.name
 
 
 def _evaluate(path: Path, folder: Path, window: Window, text: str | None, progress: Progress) -> Evaluation | None:

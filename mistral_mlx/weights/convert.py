@@ -69,7 +69,7 @@ class Record:
     Attributes:
         stored, written: its type before and after, such as BF16, or "affine 4 bits / 64".
         bytes_before, bytes_after: on disk.
-        error: Frobenius norm of what was lost, relative to that of the whole; 0 if nothing was.
+        error: Frobenius norm of what was lost, relative to that of the whole; 0 if nothing was; None if not told.
         cosine: of the angle between what was read and what is written.
         note: why it was not quantized where others were.
     """
@@ -80,8 +80,8 @@ class Record:
     written: str
     bytes_before: int
     bytes_after: int
-    error: float
-    cosine: float
+    error: float | None
+    cosine: float | None
     note: str = ""
 
 
@@ -123,8 +123,8 @@ def plan_conversion(checkpoint: Checkpoint, recipe: Recipe | None, dtype: str | 
         recipe: how to quantize; None keeps packed matrices packed, exactly, and floats float. What is packed with as
             many bits as asked for, and scales as fine, stays as it is.
         dtype: float32, float16 or bfloat16 for floats and scales. By default scales that are there stay as they are,
-            and floats take the type that float matrices are stored in; where there are none, float16 beside GGUF's
-            blocks with scales of that type, and bfloat16 beside FP8 and all others.
+            and floats take the type that float matrices are stored in, or else the scales; bfloat16 where these
+            differ, and where matrices become floats that were stored otherwise.
 
     Raises:
         InputError: an unknown dtype, or a recipe that does not fit the model.
@@ -290,8 +290,12 @@ def _loss(products: Sequence[float]) -> tuple[float, float]:
 
 def _float_dtype(checkpoint: Checkpoint) -> mx.Dtype:
     """The type for floats where none is asked for: see `plan_conversion`."""
-    matrices = [t for t in checkpoint.tensors.values() if len(t.shape) > 1]
+    tensors = checkpoint.tensors.values()
+    matrices = [t for t in tensors if len(t.shape) > 1]
     floats = {t.stored for t in matrices if t.stored in DTYPES}
     if floats:
         return DTYPES[floats.pop()] if len(floats) == 1 else mx.float32
-    return mx.float16 if all(t.scales == mx.float16 for t in matrices) else mx.bfloat16
+    if any(t.layout is None for t in matrices):
+        return mx.bfloat16
+    types = {t.scales for t in matrices if t.scales} or {DTYPES[t.stored] for t in tensors if t.stored in DTYPES}
+    return types.pop() if len(types) == 1 else mx.bfloat16

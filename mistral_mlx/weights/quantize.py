@@ -108,7 +108,7 @@ class Recipe:
         if self.sensitive and _is_sensitive(module, config):
             layout = self.sensitive
         elif module == _output(config) and config.tie_word_embeddings:
-            layout = _for_both_ends(self.layout)
+            layout = at_both_ends(self.layout)
         for pattern, own in self.keep:
             if _fits(pattern, module, config):
                 fitted.add(pattern)
@@ -116,7 +116,7 @@ class Recipe:
         return layout or "kept"
 
 
-def _for_both_ends(layout: Layout) -> Layout:
+def at_both_ends(layout: Layout) -> Layout:
     """For embeddings that are the output as well: errors of a few bits there cost more than all others together."""
     return replace(layout, bits=max(layout.bits, 6)) if layout.mode == "affine" else _layout("mxfp8", None)
 
