@@ -7,13 +7,13 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from mistral_mlx import __version__
+from mistral_mlx import __version__, models
 from mistral_mlx.conversion.companions import write_config, write_text
 from mistral_mlx.conversion.evaluation import Evaluation, evaluate, load_quietly
 from mistral_mlx.conversion.learned import write_learned
 from mistral_mlx.conversion.receipt import Receipt, hashing
 from mistral_mlx.conversion.source import open_source
-from mistral_mlx.conversion.target import check_space, workspace
+from mistral_mlx.conversion.target import check_space, places, workspace
 from mistral_mlx.errors import InputError
 from mistral_mlx.models import Window, change_window
 from mistral_mlx.weights.checkpoint import Checkpoint, open_checkpoint
@@ -110,9 +110,14 @@ def convert(
 
 def _refuse_overlap(source: str | Path, out: Path) -> None:
     """Raise InputError if making or replacing `out` would touch the source."""
-    path, target = Path(source).expanduser(), out.expanduser()
-    if target.exists() and path.exists() and path.resolve().is_relative_to(target.resolve()):
-        raise InputError(f"{source} lies in {out}, which would be replaced.", "Choose another folder.")
+    folders = places(out)
+    try:
+        path = models.find(source).resolve()
+    except InputError:  # not on this machine
+        return
+    for folder in folders:
+        if path.is_relative_to(folder):
+            raise InputError(f"{source} lies in {folder}, which would be replaced.", "Choose another folder.")
 
 
 def _notes(checkpoint: Checkpoint, recipe: Recipe | None, *, requantize: bool) -> list[str]:

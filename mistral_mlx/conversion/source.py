@@ -43,9 +43,9 @@ def open_source(model: str | Path, work: Path, fetching: Progress | None, unpack
     Raises:
         MistralError: it is not there, cannot be fetched, or is no archive as it was published.
     """
-    path = Path(model).expanduser()
+    path = models.resolve(model, progress=fetching)
     if path.suffix != ".tar" or not path.is_file():
-        return models.resolve(model, progress=fetching)
+        return path
     check_space(work, path.stat().st_size, f"Unpacking {path.name}")
     folder = work / "source"
     folder.mkdir()
@@ -59,8 +59,9 @@ def unpack(archive: Path, folder: Path, progress: Progress = lambda done, total:
     Only regular files of known names are taken, by their last name: nothing can land elsewhere.
 
     Raises:
-        WeightsError: no .tar, damaged, or not what Mistral published under its name.
+        WeightsError: no .tar, damaged, without weights, or not what Mistral published under its name.
     """
+    taken: list[str] = []
     with archive.open("rb") as raw:
         reader = _Reader(raw, archive.stat().st_size, progress)
         try:
@@ -71,23 +72,31 @@ def unpack(archive: Path, folder: Path, progress: Progress = lambda done, total:
                         continue
                     if (folder / name).exists():
                         raise WeightsError(f"{archive} holds two files {name}.", "Unpack it, and give one folder.")
+                    if member.issparse():  # larger than the archive, by any factor
+                        raise tarfile.ReadError(f"{name} is sparse")
+                    taken.append(name)
                     source = tar.extractfile(member)
                     assert source is not None  # of a regular file there is always one
                     with (folder / name).open("xb") as out:
                         while block := source.read(_BLOCK):
                             out.write(block)
-        except (tarfile.TarError, EOFError) as error:
+                while reader.read(_BLOCK):  # what follows the last file counts as well
+                    pass
+                # tarfile takes a header that is damaged or missing for the end, which is a block of zeros or more.
+                if reader.content > tar.offset or reader.done < tar.offset + tarfile.BLOCKSIZE:
+                    raise tarfile.ReadError(f"it ends or is damaged after {tar.offset:,} bytes")
+        except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
             raise WeightsError(
                 f"{archive} cannot be unpacked: {error}.", "It is no plain .tar, or its download did not finish."
             ) from error
-        while reader.read(_BLOCK):  # what follows the last file counts as well
-            pass
     expected = MD5.get(archive.name)
     if expected and reader.md5.hexdigest() != expected:
         raise WeightsError(
             f"{archive} is not what Mistral published: its MD5 is {reader.md5.hexdigest()}, not {expected}.",
             "Its download did not finish, or it was changed; fetch it again.",
         )
+    if not any(fnmatchcase(name, pattern) for name in taken for pattern in _WEIGHTS):
+        raise WeightsError(f"{archive} holds no weights.", "Give an archive that Mistral published, or a folder.")
 
 
 def _wanted(name: str) -> bool:
@@ -95,11 +104,17 @@ def _wanted(name: str) -> bool:
 
 
 class _Reader(io.RawIOBase):
-    """A file that is read once from end to end, and hashed on the way."""
+    """A file that is read once from end to end, and hashed on the way.
+
+    Attributes:
+        done: bytes read.
+        content: the bytes up to the last one that is not zero.
+    """
 
     def __init__(self, raw: BinaryIO, size: int, progress: Progress) -> None:
         self.md5 = hashlib.md5(usedforsecurity=False)
-        self._raw, self._size, self._done, self._progress = raw, size, 0, progress
+        self.done = self.content = 0
+        self._raw, self._size, self._progress = raw, size, progress
 
     def readable(self) -> bool:
         return True
@@ -107,6 +122,8 @@ class _Reader(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         block = self._raw.read(size)
         self.md5.update(block)
-        self._done += len(block)
-        self._progress(self._done, self._size)
+        if some := len(block.rstrip(b"\0")):
+            self.content = self.done + some
+        self.done += len(block)
+        self._progress(self.done, self._size)
         return block

@@ -25,14 +25,14 @@ def workspace(out: Path, *, force: bool = False) -> Iterator[Path]:
         out: a folder that does not exist, or, with `force`, a model's.
 
     Raises:
-        InputError: `out` is there already, or another process is making it.
+        InputError: `out` is there already, can be no folder, or another process is making it.
         WeightsError: the disk is full, or the place cannot be written to.
     """
-    out = out.expanduser().resolve()
-    work, old = _beside(out, "partial"), _beside(out, "replaced")
+    out, work, old = places(out)
     try:
-        made = _make_parents(out)
+        made = [folder for folder in out.parents if not folder.exists()]
         try:
+            out.parent.mkdir(parents=True, exist_ok=True)
             with _locked(work):
                 _restore(out, old)
                 _check(out, force=force)
@@ -42,13 +42,28 @@ def workspace(out: Path, *, force: bool = False) -> Iterator[Path]:
                 _sync(work / "new")
                 _replace(work / "new", out, old)
         finally:
-            for folder in reversed(made):
+            for folder in made:
                 with suppress(OSError):  # in use by now
                     folder.rmdir()
     except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
         raise WeightsError(
-            f"{out} cannot be written: {error.strerror or error}.", "Nothing was changed. Make room, or choose a disk."
+            f"{out} cannot be written: {error.strerror or error}{where}.",
+            "Nothing was changed. Make room, or choose a disk.",
         ) from error
+
+
+def places(out: Path) -> tuple[Path, Path, Path]:
+    """Where `out` lies, its workspace, and what it replaces while that is done: all that is written or cleared.
+
+    Raises:
+        InputError: there can be no such folder.
+    """
+    try:
+        out = out.expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"{out} can be no folder: {str(error).rstrip('.')}.", "Choose another one.") from error
+    return out, _beside(out, "partial"), _beside(out, "replaced")
 
 
 def check_space(folder: Path, nbytes: int, what: str) -> None:
@@ -65,26 +80,22 @@ def _beside(out: Path, word: str) -> Path:
     return out.parent / f".{out.name}.{word}"
 
 
-def _make_parents(out: Path) -> list[Path]:
-    missing = [folder for folder in out.parents if not folder.exists()][::-1]
-    for folder in missing:
-        folder.mkdir()
-    return missing
-
-
 @contextmanager
 def _locked(work: Path) -> Iterator[None]:
     """The workspace, which belongs to this process alone, and is gone in the end unless it was killed."""
     while True:
         work.mkdir(exist_ok=True)
-        lock = os.open(work, os.O_RDONLY)
+        try:
+            lock = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)  # a link's folder is not ours to empty
+        except FileNotFoundError:  # another process has just taken it away
+            continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock)
             raise InputError(f"Another process is writing {work}.", "Wait for it, or choose another folder.") from None
         with suppress(FileNotFoundError):
-            if work.stat().st_ino == os.fstat(lock).st_ino:  # not what another process has just taken away
+            if work.stat().st_ino == os.fstat(lock).st_ino:  # and not gone since
                 break
         os.close(lock)
     try:
@@ -116,7 +127,7 @@ def _check(out: Path, *, force: bool) -> None:
 
 def _empty(work: Path) -> None:
     for path in work.iterdir():
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
@@ -132,17 +143,13 @@ def _sync(folder: Path) -> None:
 
 
 def _replace(new: Path, out: Path, old: Path) -> None:
-    there = out.exists()
-    if there:
-        out.rename(old)
     try:
+        if out.exists():
+            out.rename(old)
         new.rename(out)
-    except BaseException:
-        if there:
-            old.rename(out)
-        raise
-    parent = os.open(out.parent, os.O_RDONLY)
-    os.fsync(parent)
-    os.close(parent)
-    if there:
-        shutil.rmtree(old)
+        parent = os.open(out.parent, os.O_RDONLY)
+        os.fsync(parent)
+        os.close(parent)
+    finally:
+        with suppress(OSError):  # the next conversion tries again, before anything else
+            _restore(out, old)
