@@ -53,9 +53,12 @@ def preload_blas() -> bool:
     try:
         ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     except OSError:  # it wants the Fortran runtime, which slim systems lack
-        if not _lend_fortran_runtime(site / "mlx_cpu.libs"):
+        try:
+            if not _lend_fortran_runtime(site / "mlx_cpu.libs"):
+                return False
+            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+        except OSError:  # no memory to put it in
             return False
-        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     return True
 
 
