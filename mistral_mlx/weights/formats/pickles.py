@@ -124,23 +124,25 @@ def read_pickle(data: bytes, where: str) -> Any:
 
 
 def _key(value: Any) -> str | int:
-    """A dictionary's key: nothing whose hash could run deep."""
-    if not isinstance(value, (str, int)):
+    """A dictionary's key: nothing whose hash could run deep, nor numbers chosen to share one."""
+    if not (isinstance(value, str) or (isinstance(value, int) and abs(value) < 2**60)):
         raise ValueError("a key that is neither text nor a number")
     return value
 
 
 def _allowed(module: Any, name: Any, *, where: str) -> _Name:
+    if not (isinstance(module, str) and isinstance(name, str)):  # a small tuple can be endless when written out
+        raise ValueError("a name that is no text")
     found = _Name(module, name)
-    if found in _CALLABLE or (module == "torch" and str(name).endswith("Storage")):
+    if found in _CALLABLE or (module == "torch" and name.endswith("Storage")):
         return found
     raise WeightsError(f"{where} would run {str(found)[:100]}; nothing was run.", _DO_NOT_TRUST)
 
 
 def _call(function: Any, arguments: Any) -> Any:
     """The meaning of the three functions that may be called."""
-    if function == _DICT:
-        return dict(*arguments) if not arguments else {_key(k): v for k, v in arguments[0]}
+    if function == _DICT and arguments == ():  # what it holds is set later; from a list it could be copied endlessly
+        return {}
     if function == _PARAMETER:
         return arguments[0]
     if function == _TENSOR:

@@ -19,18 +19,17 @@ import mlx.core as mx
 import numpy as np
 
 from mistral_mlx.errors import WeightsError
-from mistral_mlx.weights.formats.pickles import View, read_pickle
+from mistral_mlx.weights.formats.pickles import Storage, View, read_pickle
 from mistral_mlx.weights.tensor import Tensor
 
 _DAMAGED = "The file is damaged or its download did not finish; fetch it again."
-# torch's word for a type, and our own with the NumPy type that holds its bits.
+# torch's word for a type that weights have, and our own with the NumPy type that holds its bits.
 _KINDS: dict[str, tuple[str, np.dtype[Any]]] = {
     "Float": ("F32", np.dtype("<f4")), "Half": ("F16", np.dtype("<f2")), "BFloat16": ("BF16", np.dtype("<u2")),
-    "Double": ("F64", np.dtype("<f8")), "Long": ("I64", np.dtype("<i8")), "Int": ("I32", np.dtype("<i4")),
-    "Short": ("I16", np.dtype("<i2")), "Char": ("I8", np.dtype("i1")), "Byte": ("U8", np.dtype("u1")),
-    "Bool": ("BOOL", np.dtype("u1")), "ComplexFloat": ("C64", np.dtype("<c8")),
+    "Double": ("F64", np.dtype("<f8")),
 }  # fmt: skip
 _DIMENSIONS = 8
+_LARGEST = 2**48  # more numbers than any file holds, and small enough for NumPy to count in bytes
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _PART = re.compile(r"consolidated\.(\d+)\.(pth|pt)")
 
@@ -63,7 +62,7 @@ def read_tensors(files: Iterable[Path]) -> dict[str, Tensor]:
         for name, tensor in _Archive(file).tensors().items():
             if name in tensors:
                 raise WeightsError(
-                    f"{name} is in {file.name} and in another part: they hold slices of tensors.",
+                    f"{name[:100]} is in {file.name} and in another part: they hold slices of tensors.",
                     "Mistral's parts hold whole tensors; join these with their publisher's program first.",
                 )
             tensors[name] = tensor
@@ -78,7 +77,7 @@ class _Archive:
         try:
             with path.open("rb") as file:
                 magic = file.read(4)
-            if magic[:2] == b"\x80\x02" or magic[:1] in (b"c", b"("):
+            if magic[:1] in (b"\x80", b"c", b"("):
                 raise WeightsError(
                     f"{path} was written by PyTorch before 1.6, as one bare pickle, which is not read here.",
                     "Save it anew with a current PyTorch: torch.save(torch.load(PATH, weights_only=True), NEW).",
@@ -143,16 +142,18 @@ class _Archive:
                 "A file of weights holds a dictionary of tensors, by itself or under model or state_dict.",
             )
         storage, shape, strides = view.storage, view.shape, view.strides
-        if getattr(storage, "kind", None) not in _KINDS:
+        kind = storage.kind if isinstance(storage, Storage) else "unknown"
+        if kind not in _KINDS:
             raise WeightsError(
-                f"{name} in {self.path.name} is of type {getattr(storage, 'kind', None)}, which is not read here.",
+                f"{name[:100]} in {self.path.name} is of type {kind[:100]}, which is not read here.",
                 "Use a copy of the model in BF16, F16 or F32.",
             )
-        kind, dtype = _KINDS[storage.kind]
+        kind, dtype = _KINDS[kind]
         if not (isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides) <= _DIMENSIONS):
             raise self.damage(f"tensor {name} has no shape")
-        if any(type(n) is not int or not 0 <= n < 2**63 for n in (storage.elements, view.offset, *shape, *strides)):
-            raise self.damage(f"tensor {name} has sizes {shape} with strides {strides}")
+        sizes = (storage.elements, view.offset, *shape, *strides)
+        if any(type(n) is not int or not 0 <= n < _LARGEST for n in sizes):
+            raise self.damage(f"tensor {name} has sizes that no tensor has")
         entry = f"{root}data/{storage.key}"
         if entry not in self.entries:
             raise self.damage(f"tensor {name} lies in {entry}, which is not there")
@@ -179,4 +180,4 @@ class _Archive:
             return file.read(size)
 
     def damage(self, what: str) -> WeightsError:
-        return WeightsError(f"{self.path} cannot be read: {what}.", _DAMAGED)
+        return WeightsError(f"{self.path} cannot be read: {what:.300}.", _DAMAGED)
