@@ -1,4 +1,4 @@
-"""2,000 damaged headers: each is refused in words that help, or loads and runs. None costs more than its file."""
+"""2,500 damaged headers: each is refused in words that help, or loads and runs. None costs more than its file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import struct
 import time
 import tracemalloc
+import zipfile
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -24,6 +25,7 @@ from mistral_mlx.errors import MistralError
 from tests.conftest import GOLDEN
 from tests.weights.conftest import Write, golden_weights
 from tests.weights.test_every_format import consolidated
+from tests.weights.test_torch_pth import as_pth, pack
 
 CASES = 500
 DEEP: list[Any] = []
@@ -128,6 +130,11 @@ def mistral_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def pth_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return as_pth(consolidated("window", tmp_path_factory.mktemp("fuzz") / "model"), "consolidated.00.pth")
+
+
+@pytest.fixture(scope="module")
 def gguf_file(write: Write) -> Path:
     def more(writer: Any) -> None:
         writer.add_tokenizer_model("gpt2")
@@ -186,3 +193,21 @@ def test_gguf(gguf_file: Path, random: Random) -> None:
         return mutate_bytes(sound[:end], random) + sound[end:]
 
     damage(gguf_file, sound, how, lambda size: check(gguf_file, size))
+
+
+@fuzz
+@given(random=st.randoms(use_true_random=False))
+def test_pth(pth_folder: Path, random: Random) -> None:
+    file = pth_folder / "consolidated.00.pth"
+    with zipfile.ZipFile(file) as archive:
+        held = {name: archive.read(name) for name in archive.namelist()}
+        local, directory = random.choice(archive.infolist()).header_offset, archive.start_dir
+
+    def how(sound: bytes) -> bytes:
+        if random.random() < 0.5:  # the pickle
+            return pack(held | {"archive/data.pkl": mutate_bytes(held["archive/data.pkl"], random)})
+        if random.random() < 0.5:
+            return sound[:directory] + mutate_bytes(sound[directory:], random)
+        return sound[:local] + mutate_bytes(sound[local : local + 60], random) + sound[local + 60 :]
+
+    damage(file, file.read_bytes(), how, lambda size: check(pth_folder, size))
