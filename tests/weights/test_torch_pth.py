@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 import shutil
 import struct
 import tracemalloc
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,108 +20,21 @@ from mistral_mlx.errors import WeightsError
 from mistral_mlx.weights.checkpoint import open_checkpoint
 from mistral_mlx.weights.formats.torch_pth import read_tensors
 from tests.conftest import GOLDEN
+from tests.weights.pth_writer import (
+    REBUILD,
+    SIX,
+    Call,
+    Infos,
+    Name,
+    Storage,
+    as_pth,
+    entries,
+    of_arrays,
+    pack,
+    program,
+    tensor,
+)
 from tests.weights.test_every_format import CASES, IDS, consolidated
-
-KINDS = {"float32": "Float", "float16": "Half", "uint16": "BFloat16"}  # bfloat16 by its bits: NumPy has none
-REBUILD = "torch._utils _rebuild_tensor_v2"
-SIX = bytes(range(24))  # a storage of six floats
-Infos = list[zipfile.ZipInfo]
-
-
-# ---- a writer --------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Name:
-    """Something to import: module and name, with a space between."""
-
-    text: str
-
-
-@dataclass
-class Call:
-    function: str
-    arguments: Any
-
-
-@dataclass
-class Storage:
-    kind: Any = "Float"
-    key: Any = "0"
-    elements: Any = 6
-
-
-def program(value: Any) -> bytes:
-    """The instructions that leave a value on the stack; bytes are instructions already."""
-    match value:
-        case bytes():
-            return value
-        case tuple():
-            return b"(" + b"".join(map(program, value)) + b"t"
-        case dict():
-            return b"}(" + b"".join(program(key) + program(item) for key, item in value.items()) + b"u"
-        case Name(text):
-            return b"c" + text.replace(" ", "\n").encode() + b"\n"
-        case Call(function, arguments):
-            return program(Name(function)) + program(arguments) + b"R"
-        case Storage(kind, key, elements):
-            return program(("storage", Name(f"torch {kind}Storage"), key, "cpu", elements)) + b"Q"
-        case _:
-            return pickle.dumps(value, protocol=2)[2:-1]
-
-
-def tensor(
-    storage: Any = Storage(),  # noqa: B008
-    offset: Any = 0,
-    shape: Any = (2, 3),
-    strides: Any = (3, 1),
-) -> Call:
-    return Call(REBUILD, (storage, offset, shape, strides, False, Call("collections OrderedDict", ())))
-
-
-def entries(state: Any, data: Mapping[str, bytes] | None = None) -> dict[str, bytes]:
-    """What an archive holds, by name."""
-    head = {"archive/data.pkl": b"\x80\x02" + program(state) + b".", "archive/byteorder": b"little"}
-    return head | {f"archive/data/{key}": raw for key, raw in ({"0": SIX} if data is None else data).items()}
-
-
-def pack(
-    held: Mapping[str, bytes], change: Callable[[Infos], Any] = lambda infos: None, how: int = zipfile.ZIP_STORED
-) -> bytes:
-    """A zip, after a change to its directory."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", how) as archive:
-        for name, data in held.items():
-            archive.writestr(zipfile.ZipInfo(name), data, how)
-        change(archive.filelist)
-    return file.getvalue()
-
-
-def of_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, bytes]:
-    """What an archive of these holds."""
-    state = {
-        name: tensor(
-            Storage(KINDS[a.dtype.name], str(i), a.size), 0, a.shape, tuple(s // a.itemsize for s in a.strides)
-        )
-        for i, (name, a) in enumerate(arrays.items())
-    }
-    data = {str(i): a.tobytes() for i, a in enumerate(arrays.values())}
-    return entries(state, data) | {"archive/version": b"3\n"}  # which PyTorch wants
-
-
-def as_pth(folder: Path, *names: str) -> Path:
-    """The folder with its safetensors turned into files of these names, in turn, each with some of the tensors."""
-    stored: dict[str, mx.array] = {}
-    for file in [*folder.glob("model*.safetensors"), *folder.glob("consolidated*.safetensors")]:
-        stored |= dict(mx.load(str(file)))
-        mx.eval(stored)
-        file.unlink()
-    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
-    assert {value.dtype for value in stored.values()} == {mx.bfloat16}
-    arrays = {key: np.array(value.view(mx.uint16)) for key, value in sorted(stored.items())}
-    for i, name in enumerate(names):
-        (folder / name).write_bytes(pack(of_arrays(dict(list(arrays.items())[i :: len(names)]))))
-    return folder
 
 
 def bits(value: mx.array) -> np.ndarray:
@@ -235,7 +146,7 @@ def test_a_whole_module_and_an_object_of_torchs_are_refused(file: Path) -> None:
     torch.save(torch.nn.Linear(2, 3), file)
     assert "do not trust" in refused(file, "torch.nn.modules.linear.Linear", "nothing was run").hint
     torch.save({"w": torch.ones(2).to(torch.float8_e4m3fn)}, file)
-    refused(file, "torch._utils._rebuild_tensor_v3", "nothing was run")
+    assert "Save it anew" in refused(file, "torch._utils._rebuild_tensor_v3").hint
 
 
 # ---- a model ---------------------------------------------------------------------------------------------------------
@@ -342,7 +253,8 @@ def test_what_a_pickle_would_run_is_not_run(attack: Callable[[str, str], bytes],
 )
 def test_what_weights_do_not_need_is_named(state: Any, words: list[str], file: Path) -> None:
     file.write_bytes(pack(entries(state)))
-    assert "do not trust" in refused(file, *words).hint
+    known = "torch._utils" in words[0]
+    assert ("Save it anew" if known else "do not trust") in refused(file, *words).hint
 
 
 THOUSANDS = b"]q\1" + b"(" + b"".join(program((f"{i:05}", 0)) for i in range(4000)) + b"e"

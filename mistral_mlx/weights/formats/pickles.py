@@ -48,6 +48,7 @@ _DICT = _Name("collections", "OrderedDict")
 _TENSOR = _Name("torch._utils", "_rebuild_tensor_v2")
 _PARAMETER = _Name("torch._utils", "_rebuild_parameter")
 _CALLABLE = (_DICT, _TENSOR, _PARAMETER)
+_OTHER_KIND = "Save it anew with plain tensors in BF16, F16 or F32, or use the model's safetensors."
 _DO_NOT_TRUST = "Weights never need that: do not trust the file. Fetch the model from its publisher, as safetensors."
 
 
@@ -136,6 +137,8 @@ def _allowed(module: Any, name: Any, *, where: str) -> _Name:
     found = _Name(module, name)
     if found in _CALLABLE or (module == "torch" and name.endswith("Storage")):
         return found
+    if module == "torch._utils":
+        raise WeightsError(f"{where} has tensors that {str(found)[:100]} makes, which are not read here.", _OTHER_KIND)
     raise WeightsError(f"{where} would run {str(found)[:100]}; nothing was run.", _DO_NOT_TRUST)
 
 

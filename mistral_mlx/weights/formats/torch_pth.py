@@ -121,7 +121,10 @@ class _Archive:
         root = pickles[0].removesuffix("data.pkl")
         order = f"{root}byteorder"
         if order in self.entries and self._bytes(order) != b"little":
-            raise WeightsError(f"{self.path} was written on a big-endian machine, and is not read here.", _DAMAGED)
+            raise WeightsError(
+                f"{self.path} was written on a big-endian machine, and is not read here.",
+                "Save it anew on another machine, or use the model's safetensors.",
+            )
         try:
             state = read_pickle(self._bytes(pickles[0]), self.path.name)
         except WeightsError:
