@@ -73,7 +73,7 @@ def compare(
         raise InputError("There are no recipes to compare.", "Name some, as in --compare 3 4 6 8.")
     with TemporaryDirectory(dir=work, prefix=".comparing-") as name:
         place = Path(name)
-        path = open_source(source, place, stage(progress, "fetching"), stage(progress, "unpacking"))
+        path, _ = open_source(source, place, stage(progress, "fetching"), stage(progress, "unpacking"))
         checkpoint = open_checkpoint(path)
         plans = [plan_conversion(checkpoint, recipe) for recipe in parsed]
         check_space(place, max(plan.nbytes for plan in plans), "The largest copy")

@@ -7,15 +7,15 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from mistral_mlx import __version__, models
+from mistral_mlx import __version__
 from mistral_mlx.conversion.companions import write_config, write_text
-from mistral_mlx.conversion.evaluation import Evaluation, evaluate, load_quietly
+from mistral_mlx.conversion.evaluation import evaluate, load_quietly
 from mistral_mlx.conversion.learned import write_learned
 from mistral_mlx.conversion.receipt import Receipt, hashing
 from mistral_mlx.conversion.source import open_source
 from mistral_mlx.conversion.target import check_space, places, workspace
-from mistral_mlx.errors import InputError
-from mistral_mlx.models import Window, change_window
+from mistral_mlx.errors import InputError, MistralError
+from mistral_mlx.models import Window, change_window, find
 from mistral_mlx.weights.checkpoint import Checkpoint, open_checkpoint
 from mistral_mlx.weights.convert import Plan, Record, plan_conversion, write_weights
 from mistral_mlx.weights.quantize import Recipe
@@ -63,7 +63,7 @@ def convert(
         calibrate: that text.
         requantize: quantize weights that MLX has quantized before, which loses more than doing it once.
         force: replace a model folder that is there.
-        text: a text to read with both models, to tell what was lost.
+        text: a text to read with both models, to tell what was lost; if that cannot be, a note says why.
 
     Raises:
         MistralError: with what to do about it. `out` is then as it was.
@@ -74,10 +74,10 @@ def convert(
     out = Path(out)
     _refuse_overlap(source, out)
     with workspace(out, force=force) as work:
-        path = open_source(source, work, stage(progress, "fetching"), stage(progress, "unpacking"))
+        path, said = open_source(source, work, stage(progress, "fetching"), stage(progress, "unpacking"))
         checkpoint = open_checkpoint(path)
         checkpoint = replace(checkpoint, config=change_window(checkpoint.config, window))
-        notes = _notes(checkpoint, recipe, requantize=requantize)
+        notes = said + _notes(checkpoint, recipe, requantize=requantize)
         folder = work / "new"
         if lack := write_text(checkpoint, folder):
             notes.append(lack)
@@ -85,13 +85,19 @@ def convert(
         with hashing([*checkpoint.files, *filter(Path.is_file, described)]) as hashes:
             plan, records = _write_weights(checkpoint, recipe, dtype, learn, calibrate, work, progress)
             files = hashes.result()
-        write_config(checkpoint, plan, folder)
         open_checkpoint(folder)  # every tensor is there, under its name, in its shape
+        evaluation = None
+        if text is not None:
+            try:
+                both = load_quietly(path, window), load_quietly(folder)
+                evaluation = evaluate(*both, text, stage(progress, "evaluating"))
+            except MistralError as error:  # which the new model need not pay for
+                notes.append(f"It was not evaluated. {error.message} {error.hint}")
         parameters = sum(c.tensor.elements for c in plan.changes)
         written = sum(r.bytes_after for r in records)
         receipt = Receipt(
             versions={"mistral-mlx": __version__, "mlx": version("mlx")},
-            source=Path(source).name if Path(source).exists() else str(source),
+            source=Path(source).resolve().name if Path(source).exists() else str(source),
             files=files,
             recipe=_recipe(recipe, learn),
             keep=list(keep),
@@ -101,7 +107,7 @@ def convert(
             bytes_after=written,
             bits_per_weight=8 * written / parameters,
             tensors=records,
-            evaluation=_evaluate(path, folder, window, text, progress),
+            evaluation=evaluation,
             notes=notes,
         )
         receipt.write(folder)
@@ -112,7 +118,7 @@ def _refuse_overlap(source: str | Path, out: Path) -> None:
     """Raise InputError if making or replacing `out` would touch the source."""
     folders = places(out)
     try:
-        path = models.find(source).resolve()
+        path = find(source).resolve()
     except InputError:  # not on this machine
         return
     for folder in folders:
@@ -156,6 +162,7 @@ def _write_weights(
         raise InputError("There is a text to learn from, and nothing to learn.", "Add --learn gptq, awq or dwq.")
     plan = plan_conversion(checkpoint, recipe, dtype)
     check_space(work, plan.nbytes + _SLACK, "The new model")
+    write_config(checkpoint, plan, work / "new")
     return plan, write_weights(plan, work / "new", told)
 
 
@@ -165,12 +172,6 @@ def _recipe(recipe: Recipe | None, learn: str | None) -> str | None:
     sensitive = f", {recipe.sensitive} where errors hurt most" if recipe.sensitive else ""
     learned = f", learned by {learn}" if learn else ""
     return f"{recipe.name}: {recipe.layout}{sensitive}{learned}" if recipe.layout.mode == "affine" else recipe.name
-
-
-def _evaluate(path: Path, folder: Path, window: Window, text: str | None, progress: Progress) -> Evaluation | None:
-    if text is None:
-        return None
-    return evaluate(load_quietly(path, window), load_quietly(folder), text, stage(progress, "evaluating"))
 
 
 def stage(progress: Progress, name: str) -> Callable[[int, int], None]:

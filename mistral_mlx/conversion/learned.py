@@ -73,6 +73,7 @@ def write_learned(
         raise InputError(f"mlx-lm's {method} failed: {error}.", "Quantize without --learn.") from error
     made = open_checkpoint(learned)
     plan = plan_conversion(made, None)
+    write_config(checkpoint, plan, work / "new")
     records = write_weights(plan, work / "new")
     before = checkpoint.tensors
     return plan, [

@@ -32,8 +32,10 @@ _WEIGHTS = ("consolidated*", "model*.safetensors*", "pytorch_model*", "*.pth", "
 _BLOCK = 2**20
 
 
-def open_source(model: str | Path, work: Path, fetching: Progress | None, unpacking: Progress) -> Path:
-    """The folder or file to convert.
+def open_source(
+    model: str | Path, work: Path, fetching: Progress | None, unpacking: Progress
+) -> tuple[Path, list[str]]:
+    """The folder or file to convert, and what its user should know of it.
 
     Args:
         model: as for `models.resolve`, or a .tar.
@@ -45,18 +47,21 @@ def open_source(model: str | Path, work: Path, fetching: Progress | None, unpack
     """
     path = models.resolve(model, progress=fetching)
     if path.suffix != ".tar" or not path.is_file():
-        return path
+        return path, []
     check_space(work, path.stat().st_size, f"Unpacking {path.name}")
     folder = work / "source"
     folder.mkdir()
-    unpack(path, folder, unpacking)
-    return folder
+    md5 = unpack(path, folder, unpacking)
+    return folder, [f"{path.name} has the MD5 {md5}{', as Mistral published it' if md5 in MD5.values() else ''}."]
 
 
-def unpack(archive: Path, folder: Path, progress: Progress = lambda done, total: None) -> None:
+def unpack(archive: Path, folder: Path, progress: Progress = lambda done, total: None) -> str:
     """Take the files of a model out of a .tar into one flat folder.
 
     Only regular files of known names are taken, by their last name: nothing can land elsewhere.
+
+    Returns:
+        The archive's MD5.
 
     Raises:
         WeightsError: no .tar, damaged, without weights, or not what Mistral published under its name.
@@ -97,6 +102,7 @@ def unpack(archive: Path, folder: Path, progress: Progress = lambda done, total:
         )
     if not any(fnmatchcase(name, pattern) for name in taken for pattern in _WEIGHTS):
         raise WeightsError(f"{archive} holds no weights.", "Give an archive that Mistral published, or a folder.")
+    return reader.md5.hexdigest()
 
 
 def _wanted(name: str) -> bool:

@@ -24,7 +24,7 @@ from mistral_mlx.weights.quantized import MODES
 from mistral_mlx.weights.tensor import DTYPES, Layout, Quantized, Tensor
 
 SHARD_BYTES = 2**30
-_PIECE = 2**20  # numbers that are worked on at a time: they and what becomes of them fit a core's cache
+_PIECE = 2**19  # numbers worked on at a time: they and what becomes of them fit a core's cache
 
 _WORDS = {dtype: word for word, dtype in DTYPES.items()}
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import shutil
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from mistral_mlx.conversion import Receipt, convert
 from mistral_mlx.errors import InputError, MistralError, WeightsError
 from mistral_mlx.weights import convert as weights
 from mistral_mlx.weights.checkpoint import open_checkpoint
+from mistral_mlx.weights.names import expected_shapes
 from mistral_mlx.weights.tensor import Quantized
 from tests.conftest import GOLDEN
 from tests.weights.conftest import Write, golden_weights
@@ -191,6 +193,21 @@ def test_the_plan_says_what_will_be_written() -> None:
     for recipe in (None, *(Recipe.parse(r, **groups(r)) for r in RECIPES)):
         plan = weights.plan_conversion(open_checkpoint(GOLDEN / "window"), recipe)
         assert plan.nbytes == sum(sum(v.nbytes for v in weights._convert(change)[0]) for change in plan.changes)
+
+
+def test_memory_is_bounded_by_the_largest_tensor_and_a_shard(
+    demo: mm.LLM, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(weights, "SHARD_BYTES", 2**23)
+    largest = max(math.prod(shape) for shape in expected_shapes(demo.config).values()) * 4
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    tracemalloc.start()
+    convert("demo", tmp_path / "out", 8, dtype="float32")
+    taken = mx.get_peak_memory() - before + tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert taken < largest + 2**23 + 2**26
 
 
 # ---- the receipt -------------------------------------------------------------------------------------------------

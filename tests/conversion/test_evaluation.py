@@ -55,8 +55,8 @@ def test_the_receipts_divergence_is_the_textbooks(demo: mm.LLM, out: Path) -> No
     assert found["kl"] == pytest.approx(np.mean(kl), rel=1e-3)
     assert found["kl"] > 1e-3
     assert found["kl_99"] == pytest.approx(sorted(kl)[int(0.99 * (len(kl) - 1))], rel=1e-2)
-    assert found["perplexity"] == pytest.approx(np.exp(np.mean(nll)), rel=1e-4)
-    assert found["perplexity_source"] == pytest.approx(np.exp(np.mean(nll_source)), rel=1e-4)
+    assert found["perplexity"] == pytest.approx(np.exp(np.mean(nll)), rel=1e-3)
+    assert found["perplexity_source"] == pytest.approx(np.exp(np.mean(nll_source)), rel=1e-3)
     assert found["same_top"] == pytest.approx(np.mean(same))
 
 
@@ -73,6 +73,7 @@ def test_a_text_without_two_tokens_is_refused(text: str, demo: mm.LLM) -> None:
     assert caught.value.hint
 
 
+@pytest.mark.slow
 def test_more_bits_cost_more_and_lose_less(demo: mm.LLM) -> None:
     stages: list[str] = []
     found = compare("demo", [2, 8], TEXT[:120], progress=lambda stage, done, total: stages.append(stage))

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import mistral_mlx as mm
+from mistral_mlx.conversion import convert
 from mistral_mlx.weights.ggml import BLOCKS, PACKED, TYPE_NAMES, read_blocks
 from mistral_mlx.weights.names import expected_shapes, to_gguf
 from mistral_mlx.weights.tensor import Quantized
@@ -115,3 +116,6 @@ def test_a_model_of_every_type_computes_with_ggmls_values(kind: str, tmp_path: P
     expected = model(mx.array([ids]))[0]
     assert mx.array_equal(mm.load(path, dtype="float32").logits(ids), expected)
     assert float(mx.max(mx.abs(mm.load(path, dtype="keep").logits(ids) - expected))) < 1e-4
+    receipt = convert(path, tmp_path / "out", dtype="float32")
+    assert mx.array_equal(mm.load(tmp_path / "out", dtype="float32").logits(ids), expected)
+    assert {record.error for record in receipt.tensors} == {0.0}
