@@ -19,6 +19,8 @@ from mistral_mlx.weights.checkpoint import open_checkpoint
 from mistral_mlx.weights.convert import plan_conversion, write_weights
 from mistral_mlx.weights.quantize import Recipe
 
+_NOTHING = 1e-6  # where a logarithmic axis shows no divergence at all
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -110,15 +112,13 @@ def plot(comparison: Comparison, file: Path) -> None:
 
     figure = Figure(figsize=(10, 4.5), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2)
-    rows = sorted(comparison.rows, key=lambda row: row.nbytes)
-    _curve(left, rows, [row.evaluation.kl for row in rows], "KL divergence from the original, nats per token")
-    left.set_yscale("log")
-    _curve(right, rows, [row.evaluation.perplexity for row in rows], "perplexity")
+    rows = comparison.rows
+    _points(left, rows, [row.evaluation.kl for row in rows], "KL divergence from the original, nats per token")
+    _points(right, rows, [row.evaluation.perplexity for row in rows], "perplexity")
     original = rows[0].evaluation.perplexity_source
     right.axhline(original, color="0.5", linestyle="--", linewidth=1)
-    right.annotate(
-        f"original {original:.3g}", (1, original), xycoords=("axes fraction", "data"), ha="right", va="bottom"
-    )
+    right.annotate(f"original: {original:.4g}", (0.5, original), xytext=(0, -4), textcoords="offset points",
+                   xycoords=("axes fraction", "data"), ha="center", va="top", color="0.4")  # fmt: skip
     figure.suptitle(f"{comparison.source}: what each recipe costs ({rows[0].evaluation.tokens:,} tokens)")
     unfinished = file.with_name(f".{file.name}.partial")
     try:
@@ -128,12 +128,16 @@ def plot(comparison: Comparison, file: Path) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _curve(axes: Axes, rows: Sequence[Row], values: Sequence[float], label: str) -> None:
-    sizes: list[Any] = [row.nbytes / 1e6 for row in rows]
-    axes.plot(sizes, values, marker="o", color="#fa520f")
-    for row, size, value in zip(rows, sizes, values, strict=True):
-        axes.annotate(row.recipe, (size, value), xytext=(5, 5), textcoords="offset points")
-    axes.set_xlabel("MB of weights")
+def _points(axes: Axes, rows: Sequence[Row], values: Sequence[float], label: str) -> None:
+    values = [max(value, _NOTHING) for value in values]
+    if max(values) > 10 * min(values):
+        axes.set_yscale("log")
+    for row, value in zip(rows, values, strict=True):
+        mebibytes = row.nbytes / 2**20
+        axes.plot([mebibytes], [value], marker="o", color="#fa520f")
+        axes.annotate(row.recipe, (mebibytes, value), xytext=(0, 6), textcoords="offset points", ha="center")
+    axes.set_xlabel("weights, MiB")
     axes.set_ylabel(label)
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3)
     axes.margins(0.12)
