@@ -262,6 +262,8 @@ class ModelConfig:
     def to_hf(self, model_type: str) -> dict[str, Any]:
         """The same as keys of `config.json`, spelled so that transformers, mlx-lm and `from_hf` all understand them.
 
+        Layers with different windows are understood by mlx-lm under "mistral" only, by transformers under "ministral".
+
         Args:
             model_type: "mistral" or "llama".
 

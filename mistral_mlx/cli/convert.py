@@ -133,9 +133,7 @@ def _compare(arguments: argparse.Namespace, text: str | None) -> int:
     from mistral_mlx.conversion import compare
     from mistral_mlx.conversion.comparison import check_plot, plot
 
-    idle = [
-        name for name in ("quantize", "dtype", "window", "requantize", "learn", "calibrate") if getattr(arguments, name)
-    ]
+    idle = [name for name in ("quantize", "dtype", "window", "learn", "calibrate") if getattr(arguments, name)]
     if idle:
         raise InputError(f"--{idle[0]} means nothing with --compare.", "Leave it out.")
     check_plot(arguments.out, force=arguments.force)
@@ -143,9 +141,11 @@ def _compare(arguments: argparse.Namespace, text: str | None) -> int:
         comparison = compare(
             arguments.source,
             arguments.compare,
-            text or _text("sample"),
+            _text("sample") if text is None else text,
             group_size=arguments.group_size,
             keep=arguments.keep,
+            requantize=arguments.requantize,
+            work=arguments.out.absolute().parent,
             progress=progress,
         )
     plot(comparison, arguments.out)

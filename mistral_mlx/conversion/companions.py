@@ -12,12 +12,14 @@ from mistral_mlx import hub
 from mistral_mlx.config_keys import HF_KEYS
 from mistral_mlx.errors import TokenizerError
 from mistral_mlx.text import sentencepiece
-from mistral_mlx.text.export import write_gguf_text, write_sentencepiece
+from mistral_mlx.text.export import write_gguf_text, write_sentencepiece, write_tekken
+from mistral_mlx.text.tekken import Tekken
 from mistral_mlx.weights.checkpoint import Checkpoint, read_json
 from mistral_mlx.weights.convert import Plan
 from mistral_mlx.weights.quantize import describe
 
 _OURS = ("config.json", "params.json")
+_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _ARCHITECTURES = {"mistral": "MistralForCausalLM", "llama": "LlamaForCausalLM"}
 
 
@@ -26,15 +28,15 @@ def write_config(checkpoint: Checkpoint, plan: Plan, folder: Path) -> None:
 
     Of a config.json that was there, all keys stay that do not describe the architecture.
     """
-    config = checkpoint.config
-    if checkpoint.metadata:
+    config, source = checkpoint.config, checkpoint.described_by
+    if source is None:
         bos = checkpoint.metadata.get("tokenizer.ggml.bos_token_id")
         own: dict[str, Any] = {} if bos is None else {"bos_token_id": bos}
         kind = "llama"
-    elif checkpoint.files[0].name.startswith("consolidated") or not (checkpoint.path / "config.json").exists():
+    elif source.name == "params.json":
         own, kind = {"bos_token_id": 1}, "mistral"
     else:
-        keys = read_json(checkpoint.path / "config.json")
+        keys = read_json(source)
         own, kind = {k: v for k, v in keys.items() if k in HF_KEYS.harmless}, keys["model_type"]
     if kind != "llama" or any(config.windows):
         kind = "mistral"
@@ -62,14 +64,16 @@ def write_text(checkpoint: Checkpoint, folder: Path) -> str:
     for path in checkpoint.path.iterdir():
         if path.name not in _OURS and path.is_file() and any(fnmatchcase(path.name, p) for p in hub.SIDE_FILES):
             shutil.copyfile(path, folder / path.name)
-    # Mistral's own releases bring nothing that programs without sentencepiece could read.
-    models = [*sorted(folder.glob("tokenizer.model*")), *sorted(folder.glob("*.model.v[0-9]*"))]
-    if models and not (folder / "tokenizer.json").exists():
-        model = sentencepiece.from_file(models[-1])
-        if not (folder / "tokenizer.model").exists():
-            shutil.copyfile(models[-1], folder / "tokenizer.model")
-        write_sentencepiece(model, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}, folder)
-    if not any(folder.glob("tok*")) and not (folder / "tekken.json").exists():
+    # Mistral's own releases bring nothing that programs without their library, or without sentencepiece, could read.
+    if not (folder / "tokenizer.json").exists() and not (folder / "tokenizer_config.json").exists():
+        models = [*sorted(folder.glob("tokenizer.model*")), *sorted(folder.glob("*.model.v[0-9]*"))]
+        if (folder / "tekken.json").exists():
+            return write_tekken(Tekken(folder / "tekken.json"), folder)
+        if models:
+            if not (folder / "tokenizer.model").exists():
+                shutil.copyfile(models[-1], folder / "tokenizer.model")
+            write_sentencepiece(sentencepiece.from_file(models[-1]), _NAMES, folder)
+    if not any(folder.glob("tok*")):
         return "There is no tokenizer beside the weights: copy the model's into the new folder."
     return ""
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from mistral_mlx.conversion.companions import write_config, write_text
-from mistral_mlx.conversion.convert import Progress, stage
+from mistral_mlx.conversion.companions import write_config
+from mistral_mlx.conversion.convert import Progress, describe_source, stage
 from mistral_mlx.conversion.evaluation import Evaluation, evaluate, load_quietly
 from mistral_mlx.conversion.source import open_source
 from mistral_mlx.conversion.target import check_space
@@ -18,6 +18,7 @@ from mistral_mlx.errors import InputError
 from mistral_mlx.weights.checkpoint import open_checkpoint
 from mistral_mlx.weights.convert import plan_conversion, write_weights
 from mistral_mlx.weights.quantize import Recipe
+from mistral_mlx.weights.quantized import MODES
 
 _NOTHING = 1e-6  # where a logarithmic axis shows no divergence at all
 
@@ -55,6 +56,7 @@ def compare(
     *,
     group_size: int | None = None,
     keep: Sequence[str] = (),
+    requantize: bool = False,
     work: Path | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Comparison:
@@ -64,19 +66,20 @@ def compare(
         source: as for `load`, or a .tar; loaded beside each of its copies.
         recipes: as `quantize` of `convert`.
         text: what is read.
-        group_size, keep: as for `convert`.
+        group_size, keep, requantize: as for `convert`; float formats have group sizes of their own.
         work: a folder for the copies, of which one is there at a time; the system's for temporary files if None.
 
     Raises:
         MistralError: as `convert` does.
     """
-    parsed = [Recipe.parse(str(name), group_size if str(name).isdecimal() else None, keep) for name in recipes]
+    parsed = [Recipe.parse(str(name), None if name in MODES else group_size, keep) for name in recipes]
     if not parsed:
         raise InputError("There are no recipes to compare.", "Name some, as in --compare 3 4 6 8.")
     with TemporaryDirectory(dir=work, prefix=".comparing-") as name:
         place = Path(name)
         path, _ = open_source(source, place, stage(progress, "fetching"), stage(progress, "unpacking"))
         checkpoint = open_checkpoint(path)
+        describe_source(checkpoint, parsed[0], None, requantize=requantize)  # or refuse it
         plans = [plan_conversion(checkpoint, recipe) for recipe in parsed]
         check_space(place, max(plan.nbytes for plan in plans), "The largest copy")
         original = load_quietly(path)
@@ -85,7 +88,6 @@ def compare(
             with TemporaryDirectory(dir=place) as folder:
                 copy = Path(folder)
                 write_config(checkpoint, plan, copy)
-                write_text(checkpoint, copy)
                 write_weights(plan, copy, stage(progress, f"converting {recipe.name}"))
                 result = evaluate(original, load_quietly(copy), text, stage(progress, f"evaluating {recipe.name}"))
             parameters = sum(change.tensor.elements for change in plan.changes)

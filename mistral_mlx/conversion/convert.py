@@ -10,14 +10,14 @@ from pathlib import Path
 from mistral_mlx import __version__
 from mistral_mlx.conversion.companions import write_config, write_text
 from mistral_mlx.conversion.evaluation import evaluate, load_quietly
-from mistral_mlx.conversion.learned import write_learned
+from mistral_mlx.conversion.learned import check_learning, write_learned
 from mistral_mlx.conversion.receipt import Receipt, hashing
 from mistral_mlx.conversion.source import open_source
 from mistral_mlx.conversion.target import check_space, places, workspace
 from mistral_mlx.errors import InputError, MistralError
 from mistral_mlx.models import Window, change_window, find
 from mistral_mlx.weights.checkpoint import Checkpoint, open_checkpoint
-from mistral_mlx.weights.convert import Plan, Record, plan_conversion, write_weights
+from mistral_mlx.weights.convert import Plan, Record, check_dtype, plan_conversion, write_weights
 from mistral_mlx.weights.quantize import Recipe
 from mistral_mlx.weights.quantized import MODES
 
@@ -71,18 +71,20 @@ def convert(
     recipe = None if quantize is None else Recipe.parse(str(quantize), group_size, keep)
     if recipe is None and (group_size is not None or keep):
         raise InputError("Group sizes and what is kept mean nothing without quantizing.", "Add -q 4, or leave them.")
+    check_dtype(dtype)
+    check_learning(learn, calibrate, recipe)
     out = Path(out)
     _refuse_overlap(source, out)
     with workspace(out, force=force) as work:
         path, said = open_source(source, work, stage(progress, "fetching"), stage(progress, "unpacking"))
         checkpoint = open_checkpoint(path)
         checkpoint = replace(checkpoint, config=change_window(checkpoint.config, window))
-        notes = said + _notes(checkpoint, recipe, requantize=requantize)
+        notes = said + describe_source(checkpoint, recipe, dtype, requantize=requantize)
         folder = work / "new"
         if lack := write_text(checkpoint, folder):
             notes.append(lack)
-        described = [checkpoint.path / name for name in ("config.json", "params.json")]
-        with hashing([*checkpoint.files, *filter(Path.is_file, described)]) as hashes:
+        described = [checkpoint.described_by] if checkpoint.described_by else []
+        with hashing([*checkpoint.files, *described]) as hashes:
             plan, records = _write_weights(checkpoint, recipe, dtype, learn, calibrate, work, progress)
             files = hashes.result()
         open_checkpoint(folder)  # every tensor is there, under its name, in its shape
@@ -126,7 +128,7 @@ def _refuse_overlap(source: str | Path, out: Path) -> None:
             raise InputError(f"{source} lies in {folder}, which would be replaced.", "Choose another folder.")
 
 
-def _notes(checkpoint: Checkpoint, recipe: Recipe | None, *, requantize: bool) -> list[str]:
+def describe_source(checkpoint: Checkpoint, recipe: Recipe | None, dtype: str | None, *, requantize: bool) -> list[str]:
     """What of the source its user should know, or InputError if it should not be quantized again."""
     notes = []
     if checkpoint.passed_over:
@@ -143,6 +145,10 @@ def _notes(checkpoint: Checkpoint, recipe: Recipe | None, *, requantize: bool) -
     if recipe and (packed or blocks):
         kinds = ", ".join(sorted(packed | blocks))
         notes.append(f"The source was quantized already ({kinds}): errors are counted from it, not from its original.")
+    if not recipe and not dtype and blocks & {"Q4_K", "Q5_K"}:
+        notes.append("Scales of Q4_K and Q5_K stay exact, as float32; with --dtype bfloat16 all is smaller and faster.")
+    if len(set(checkpoint.config.windows)) > 1:
+        notes.append("Windows differ by layer: for transformers, set model_type in config.json to ministral.")
     return notes
 
 
@@ -156,10 +162,8 @@ def _write_weights(
     progress: Progress,
 ) -> tuple[Plan, list[Record]]:
     told = stage(progress, "converting")
-    if learn is not None:
+    if learn is not None and recipe is not None and calibrate is not None:
         return write_learned(checkpoint, recipe, learn, calibrate, dtype, work, told)
-    if calibrate is not None:
-        raise InputError("There is a text to learn from, and nothing to learn.", "Add --learn gptq, awq or dwq.")
     plan = plan_conversion(checkpoint, recipe, dtype)
     check_space(work, plan.nbytes + _SLACK, "The new model")
     write_config(checkpoint, plan, work / "new")

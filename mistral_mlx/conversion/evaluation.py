@@ -46,7 +46,7 @@ def evaluate(source: LLM, copy: LLM, text: str, progress: Progress = lambda done
         progress: told (tokens read, all tokens).
 
     Raises:
-        InputError: less than two tokens of text.
+        InputError: less than two tokens of text, or predictions that are not finite.
         TokenizerError: the model came without a tokenizer.
     """
     ids = source.encode(text)
@@ -69,6 +69,8 @@ def evaluate(source: LLM, copy: LLM, text: str, progress: Progress = lambda done
         done += len(stretch)
         progress(done, len(ids))
     count = len(divergences)
+    if not lost_source + lost + sum(divergences) < 700 * count:  # nor NaN: what exp can take
+        raise InputError("The predictions are beyond all numbers.", "Weights are damaged, or have too few bits.")
     return Evaluation(
         tokens=count,
         perplexity_source=math.exp(lost_source / count),

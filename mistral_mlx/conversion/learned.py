@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,30 @@ _BATCH = 4
 _LEARNING_RATE = 1e-6  # of DWQ; mlx-lm's own
 
 
+def check_learning(method: str | None, text: str | None, recipe: Recipe | None) -> None:
+    """Raise InputError if these do not go together."""
+    if method is None:
+        if text is not None:
+            raise InputError("There is a text to learn from, and nothing to learn.", "Add --learn gptq, awq or dwq.")
+        return
+    if method not in METHODS:
+        raise InputError(f"{method!r} cannot be learned.", f"Choose {', '.join(METHODS)}.")
+    if text is None:
+        raise InputError(f"{method} learns from a text.", "Name one: --calibrate TEXT, or --calibrate sample.")
+    if recipe is None or recipe.sensitive or recipe.keep or recipe.layout.mode != "affine":
+        raise InputError(f"{method} decides itself which matrix gets what.", "Give it bits alone, as in -q 4.")
+
+
 def write_learned(
     checkpoint: Checkpoint,
-    recipe: Recipe | None,
+    recipe: Recipe,
     method: str,
-    text: str | None,
+    text: str,
     dtype: str | None,
     work: Path,
     progress: Progress,
 ) -> tuple[Plan, list[Record]]:
-    """Quantize by a method, and write the weights into `work / "new"`.
+    """Quantize by a method that `check_learning` let pass, and write the weights into `work / "new"`.
 
     Args:
         recipe: plain bits.
@@ -46,15 +60,9 @@ def write_learned(
         the numbers in them.
 
     Raises:
-        InputError: these do not go together, or mlx-lm cannot do it.
+        InputError: the source does not suit it, or mlx-lm cannot do it.
         TokenizerError: the model came without a tokenizer.
     """
-    if method not in METHODS:
-        raise InputError(f"{method!r} cannot be learned.", f"Choose {', '.join(METHODS)}.")
-    if text is None:
-        raise InputError(f"{method} learns from a text.", "Name one: --calibrate TEXT, or --calibrate sample.")
-    if recipe is None or recipe.sensitive or recipe.keep or recipe.layout.mode != "affine":
-        raise InputError(f"{method} decides itself which matrix gets what.", "Give it bits alone, as in -q 4.")
     recipe.layouts(checkpoint.config)  # raises if groups do not fit
     if any(t.layout for t in checkpoint.tensors.values()):
         raise InputError(f"{method} learns from float weights, and the source is quantized.", "Give the original.")
@@ -124,12 +132,14 @@ def _learn(floats: Path, learned: Path, method: str, layout: Layout, samples: mx
         )
         config = update_config(model, config)
     else:
-        model, config = _distil(model, config, layout, samples)
+        model, config = _distil(model, config, layout, ends, samples)
     save_model(learned, model, donate_model=True)
     save_config(config, learned / "config.json")
 
 
-def _distil(teacher: Any, config: dict[str, Any], layout: Layout, samples: mx.array) -> tuple[Any, dict[str, Any]]:
+def _distil(
+    teacher: Any, config: dict[str, Any], layout: Layout, ends: Layout, samples: mx.array
+) -> tuple[Any, dict[str, Any]]:
     """DWQ: scales and biases of a quantized copy are trained to give the original's predictions."""
     import numpy as np
     from mlx.optimizers import Adam
@@ -137,7 +147,13 @@ def _distil(teacher: Any, config: dict[str, Any], layout: Layout, samples: mx.ar
     from mlx_lm.utils import quantize_model
 
     np.random.seed(0)
-    student, config = quantize_model(copy.deepcopy(teacher), config, layout.group_size, layout.bits)
+    student, config = quantize_model(
+        copy.deepcopy(teacher),
+        config,
+        layout.group_size,
+        layout.bits,
+        quant_predicate=lambda path, _: asdict(ends if path == "model.embed_tokens" else layout),
+    )
     rows: Any = samples.tolist()
     data = [(row, 0) for row in rows]
     dwq_quantize(

@@ -84,7 +84,7 @@ class Bpe:
 
 
 # Mistral's, config.pattern in tekken.json.
-_TEKKEN = (
+TEKKEN_PATTERN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
     r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -97,7 +97,7 @@ _CUTS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
     ),
     "tekken": lambda: pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_TEKKEN), "isolated"),
+            pre_tokenizers.Split(Regex(TEKKEN_PATTERN), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     ),
@@ -197,6 +197,14 @@ _BYTE_OF = _byte_alphabet()
 def _by_letters(piece: str) -> bytes:
     """Bytes spelled in GPT-2's alphabet; a character outside it stands for itself."""
     return b"".join(_BYTE_OF[c] if c in _BYTE_OF else c.encode() for c in piece)
+
+
+_LETTERS = {byte[0]: letter for letter, byte in _BYTE_OF.items()}
+
+
+def to_letters(data: bytes) -> str:
+    """The inverse."""
+    return "".join(_LETTERS[byte] for byte in data)
 
 
 def _by_marks(piece: str) -> bytes:

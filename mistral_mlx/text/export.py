@@ -10,9 +10,11 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers
 
-from mistral_mlx.text.bpe import begin_with
+from mistral_mlx.text.bpe import TEKKEN_PATTERN, begin_with, to_letters
+from mistral_mlx.text.bpe import from_gguf as bpe_from_gguf
 from mistral_mlx.text.files import gguf_tokenizer
 from mistral_mlx.text.sentencepiece import SentencePiece
+from mistral_mlx.text.tekken import Tekken
 from mistral_mlx.text.tokenizer import CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED
 
 _NAMED = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
@@ -77,6 +79,37 @@ def write_sentencepiece(tokenizer: SentencePiece, names: Mapping[str, str], fold
         bpe.post_processor = begin_with(pieces[tokenizer.bos_id][0], tokenizer.bos_id)
     (folder / "tokenizer.json").write_text(bpe.to_str(), encoding="utf-8")
     _write_settings(names, folder, begins=tokenizer.bos_id is not None)
+
+
+def write_tekken(tokenizer: Tekken, folder: Path) -> str:
+    """Write a tokenizer.json that gives the ids of a tekken vocabulary: what programs without mistral-common read.
+
+    Returns:
+        Why it was not written; empty if it was.
+    """
+    if tokenizer.pattern != TEKKEN_PATTERN:
+        return "Only programs with mistral-common can read this model's tokenizer, tekken.json: it cuts text anew."
+    names = {i: name for name, i in tokenizer.control.items()}
+    ordinary = {tokenizer.token_bytes(i): i for i in range(len(names), tokenizer.vocab_size)}
+    spelled = {i: to_letters(piece) for piece, i in ordinary.items()}
+    # Neighbours are joined that make the piece of the lowest rank: each way to make one is a merge.
+    merges = [
+        f"{to_letters(piece[:cut])} {to_letters(piece[cut:])}"
+        for piece in ordinary
+        for cut in range(1, len(piece))
+        if piece[:cut] in ordinary and piece[cut:] in ordinary
+    ]
+    bpe = bpe_from_gguf({
+        "pre": "tekken",
+        "tokens": [names[i] if i in names else spelled[i] for i in range(tokenizer.vocab_size)],
+        "token_type": [CONTROL if i in names else NORMAL for i in range(tokenizer.vocab_size)],
+        "merges": merges,
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": min(tokenizer.stop_ids),
+    })  # fmt: skip
+    (folder / "tokenizer.json").write_text(bpe.to_json(), encoding="utf-8")
+    _write_settings({"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}, folder, begins=True)
+    return ""
 
 
 def _write_settings(names: Mapping[str, str], folder: Path, *, begins: bool) -> None:

@@ -25,6 +25,7 @@ class Tekken:
         except Exception as error:  # whatever a damaged file leads to
             raise TokenizerError(f"{path} is not a tekken vocabulary: {error!r}.", "Fetch it again.") from error
         self.vocab_size = self.common.n_words
+        self.pattern = str(self.common._model._pat_str)  # by which text is cut before pieces are joined
 
     @cached_property
     def control(self) -> Mapping[str, int]:

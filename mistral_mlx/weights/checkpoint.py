@@ -41,6 +41,7 @@ class Checkpoint:
         path: the folder or file.
         metadata: what a GGUF file says besides, such as its tokenizer; empty for a folder.
         files: those that hold the tensors.
+        described_by: the configuration file; None where the weights' file says all itself.
         passed_over: files that hold the same model in another layout, and are not read.
     """
 
@@ -49,6 +50,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
     files: tuple[Path, ...] = ()
+    described_by: Path | None = None
     passed_over: tuple[Path, ...] = ()
 
     @property
@@ -85,9 +87,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
         there = [known] if file.suffix in (".pth", ".pt") else []
     if there:
         # One without its configuration is taken only where there is no other, to say what is missing.
-        _, files, opened, read = next((it for it in there if (path / it[0]).exists()), there[0])
+        name, files, opened, read = next((it for it in there if (path / it[0]).exists()), there[0])
         others = sorted(path for _, other, *_ in layouts for path in other if path not in files)
-        return replace(opened(path, partial(read, files)), files=tuple(files), passed_over=tuple(others))
+        checkpoint = opened(path, partial(read, files))
+        return replace(checkpoint, files=tuple(files), described_by=path / name, passed_over=tuple(others))
     if (path / "config.json").exists():
         read_config(path)  # a model that could not be run anyway says so first
     ggufs = sorted(path.glob("*.gguf"))

@@ -21,7 +21,7 @@ from mistral_mlx.weights.checkpoint import Checkpoint
 from mistral_mlx.weights.loading import COMPUTE_DTYPES
 from mistral_mlx.weights.quantize import Recipe
 from mistral_mlx.weights.quantized import MODES
-from mistral_mlx.weights.tensor import DTYPES, Layout, Quantized, Tensor
+from mistral_mlx.weights.tensor import DTYPES, Layout, Packed, Quantized, Tensor
 
 SHARD_BYTES = 2**30
 _PIECE = 2**19  # numbers worked on at a time: they and what becomes of them fit a core's cache
@@ -116,6 +116,12 @@ class Plan:
         return {c.tensor.name.removesuffix(".weight"): c.layout for c in self.changes if c.layout}
 
 
+def check_dtype(dtype: str | None) -> None:
+    """Raise InputError if there is no such type."""
+    if dtype is not None and dtype not in COMPUTE_DTYPES:
+        raise InputError(f"dtype {dtype!r} is unknown.", f"Choose {', '.join(COMPUTE_DTYPES)}.")
+
+
 def plan_conversion(checkpoint: Checkpoint, recipe: Recipe | None, dtype: str | None = None) -> Plan:
     """Decide what becomes of each tensor.
 
@@ -123,14 +129,13 @@ def plan_conversion(checkpoint: Checkpoint, recipe: Recipe | None, dtype: str | 
         recipe: how to quantize; None keeps packed matrices packed, exactly, and floats float. What is packed with as
             many bits as asked for, and scales as fine, stays as it is.
         dtype: float32, float16 or bfloat16 for floats and scales. By default scales that are there stay as they are,
-            and floats take the type that float matrices are stored in, or else the scales; bfloat16 where these
-            differ, and where matrices become floats that were stored otherwise.
+            and floats take the type of the float matrices, float32 if there are several; where there are none, that
+            of the scales, or bfloat16 if there are several or some matrices are neither.
 
     Raises:
         InputError: an unknown dtype, or a recipe that does not fit the model.
     """
-    if dtype is not None and dtype not in COMPUTE_DTYPES:
-        raise InputError(f"dtype {dtype!r} is unknown.", f"Choose {', '.join(COMPUTE_DTYPES)}.")
+    check_dtype(dtype)
     asked = COMPUTE_DTYPES[dtype] if dtype else None
     floats = asked or _float_dtype(checkpoint)
     layouts = {} if recipe is None else recipe.layouts(checkpoint.config)
@@ -173,11 +178,15 @@ def write_weights(plan: Plan, folder: Path, progress: Progress = lambda done, to
         file = folder / ("model.safetensors" if single else f"model-{number:05}-of-{len(plan.shards):05}.safetensors")
         arrays: dict[str, mx.array] = {}
         for change in shard:
-            values, error, cosine = _convert(change)
-            if math.isnan(error):
+            try:
+                values, products, finite = _convert(change)
+            except (RuntimeError, ValueError, OSError) as error:
+                name = change.tensor.name
+                raise WeightsError(f"{name} cannot be read: {error}.", "Fetch the file again.") from error
+            if not finite:
                 broken.append(change.tensor.name)
             arrays |= zip(change.names, values, strict=True)
-            records.append(_record(change, sum(v.nbytes for v in values), error, cosine))
+            records.append(_record(change, sum(v.nbytes for v in values), *_loss(products)))
             del values
             mx.clear_cache()
             done += change.tensor.nbytes
@@ -214,7 +223,7 @@ def _save(file: Path, arrays: dict[str, mx.array]) -> None:
         raise WeightsError(f"{file.name} does not read back as it was written.", "Check the disk.")
 
 
-def _record(change: Change, nbytes: int, error: float, cosine: float) -> Record:
+def _record(change: Change, nbytes: int, error: float | None, cosine: float | None) -> Record:
     tensor = change.tensor
     stored = str(tensor.layout) if tensor.layout and tensor.stored in MODES else tensor.stored
     written = str(change.layout) if change.layout else _WORDS[change.dtype]
@@ -224,51 +233,58 @@ def _record(change: Change, nbytes: int, error: float, cosine: float) -> Record:
 # ---- one tensor -------------------------------------------------------------------------------------------------
 
 
-def _convert(change: Change) -> tuple[list[mx.array], float, float]:
-    """What is written of a tensor, with its error and cosine (see Record); NaN where a number is not finite."""
-    try:
-        value = change.tensor.read()
-        mx.eval(value)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise WeightsError(f"{change.tensor.name} cannot be read: {error}.", "Fetch the file again.") from error
+def _convert(change: Change) -> tuple[list[mx.array], list[float], bool]:
+    """What is written of a tensor, the sums of `_products` over all of it, and whether every number is finite."""
+    value = change.tensor.read()
+    mx.eval(value if isinstance(value, mx.array) else [part for part in value if isinstance(part, mx.array)])
+    rows = change.tensor.shape[0]
+    step = max(1, _PIECE * rows // change.tensor.elements)
+    cuts = [(start, min(start + step, rows)) for start in range(0, rows, step)]
+    # Floats that stay floats need no putting together.
+    whole = value.astype(change.dtype) if change.layout is None and isinstance(value, mx.array) else None
     streams = worker_streams()
     written: list[list[mx.array]] = []
     sums: list[mx.array] = []
-    rows = change.tensor.shape[0]
-    step = max(1, _PIECE * rows // change.tensor.elements)
-    for number, start in enumerate(range(0, rows, step)):
+    for number, cut in enumerate(cuts):
         with mx.stream(streams[number % len(streams)]):
-            piece = _rows(value, start, start + step)
-            parts, before, after = _change(piece, change)
+            piece, before = _rows(value, *cut)
+            parts, after = _change(piece, before, change) if whole is None else ([], whole[slice(*cut)])
             written.append(parts)
             sums.append(_products(before, after))
             mx.async_eval(parts, sums[-1])  # type: ignore[no-untyped-call]
-    values = [mx.concatenate(list(parts)) if len(parts) > 1 else parts[0] for parts in zip(*written, strict=True)]
+    values = [mx.concatenate(list(parts)) for parts in zip(*written, strict=True)] if whole is None else [whole]
     mx.eval(values, sums)
-    return values, *_loss([math.fsum(column) for column in zip(*(s.tolist() for s in sums), strict=True)])
+    totals = [math.fsum(column) for column in zip(*(s.tolist() for s in sums), strict=True)]
+    finite = math.isfinite(sum(totals)) or (
+        all(_all_finite(_rows(value, *cut)[1]) for cut in cuts) and all(map(_all_finite, values))
+    )
+    return values, totals, finite
 
 
-def _rows(value: mx.array | Quantized, start: int, stop: int) -> mx.array | Quantized:
-    if isinstance(value, Quantized):
-        weight, scales, biases, layout = value
-        cut = slice(start, stop)
-        return Quantized(weight[cut], scales[cut], None if biases is None else biases[cut], layout)
-    return value[start:stop]
+def _rows(value: mx.array | Packed, start: int, stop: int) -> tuple[mx.array | Packed, mx.array]:
+    """Some rows as they are stored, and the numbers that they stand for."""
+    if isinstance(value, mx.array):
+        return value[start:stop], value[start:stop]
+    piece = value.rows(start, stop)
+    return piece, piece.expand()
 
 
-def _change(piece: mx.array | Quantized, change: Change) -> tuple[list[mx.array], mx.array, mx.array]:
-    """What is written of some rows, and the numbers that they stood for and will stand for."""
-    before = piece.expand() if isinstance(piece, Quantized) else piece
+def _all_finite(value: mx.array) -> bool:
+    return value.dtype not in _WORDS or bool(mx.isfinite(value).all())
+
+
+def _change(piece: mx.array | Packed, before: mx.array, change: Change) -> tuple[list[mx.array], mx.array]:
+    """What is written of some rows, and the numbers that it will stand for; `before` are those that they stood for."""
     if change.layout is None:
         after = before.astype(change.dtype)
-        return [after], before, after
+        return [after], after
     if isinstance(piece, Quantized) and piece.layout == change.layout:
         packed = piece.cast(change.dtype)
     else:
         layout = asdict(change.layout)
         weight, scales, *biases = mx.quantize(before.astype(change.dtype), **layout)
         packed = Quantized(weight, scales, biases[0] if biases else None, change.layout)
-    return [part for part in packed[:3] if part is not None], before, packed.expand()
+    return [part for part in packed[:3] if part is not None], packed.expand()
 
 
 def _products(before: mx.array, after: mx.array) -> mx.array:
@@ -278,14 +294,15 @@ def _products(before: mx.array, after: mx.array) -> mx.array:
     return mx.stack([mx.inner(w, w), mx.inner(w, d), mx.inner(d, d)])
 
 
-def _loss(products: Sequence[float]) -> tuple[float, float]:
+def _loss(products: Sequence[float]) -> tuple[float | None, float | None]:
+    """Error and cosine (see Record) from the sums of `_products`; None where these are out of float32's range."""
     ww, wd, dd = products
-    if not math.isfinite(ww + dd):
-        return math.nan, math.nan
-    if dd == 0:
+    if dd == 0 and math.isfinite(ww):
         return 0.0, 1.0
-    after = math.sqrt(max(ww - 2 * wd + dd, 0.0))
-    return math.sqrt(dd / ww) if ww else math.inf, (ww - wd) / (math.sqrt(ww) * after) if ww and after else 0.0
+    after = ww - 2 * wd + dd
+    if not (math.isfinite(after) and ww > 0 and after > 0):
+        return None, None
+    return math.sqrt(dd / ww), (ww - wd) / math.sqrt(ww * after)
 
 
 def _float_dtype(checkpoint: Checkpoint) -> mx.Dtype:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -75,10 +75,36 @@ def _join(weight: Tensor, scale: Tensor, block: int) -> Tensor:
     return replace(weight, stored=STORED, nbytes=nbytes, read=partial(_read, weight, scale, block))
 
 
-def _read(weight: Tensor, scale: Tensor, block: int) -> mx.array:
-    """(rows, columns) float32: e4m3 times its scale is exact there but for a last bit."""
-    rows, columns = weight.shape
-    values, factor = mx.from_fp8(weight.array(), dtype=mx.float32), scale.array().astype(mx.float32)
-    if factor.ndim == 2 and factor.shape != (rows, 1):
-        factor = mx.repeat(mx.repeat(factor, block, 0)[:rows], block, 1)[:, :columns]
-    return values * (factor[:, None] if factor.shape == (rows,) and rows > 1 else factor)
+class Scaled(NamedTuple):
+    """An FP8 matrix.
+
+    weight is (rows, columns) uint8; scale is float32: (1, 1), (rows, 1), or one number for each square of `block`,
+    the first of which begin `offset` rows above the matrix.
+    """
+
+    weight: mx.array
+    scale: mx.array
+    block: int
+    offset: int = 0
+
+    def rows(self, start: int, stop: int) -> Scaled:
+        weight, scale, block, offset = self
+        if scale.shape[0] == weight.shape[0] and scale.shape[1] == 1:
+            scale = scale[start:stop]
+        elif scale.size > 1:
+            first = (offset + start) // block
+            scale, offset = scale[first : -(-(offset + stop) // block)], (offset + start) % block
+        return Scaled(weight[start:stop], scale, block, offset)
+
+    def expand(self) -> mx.array:
+        rows, columns = self.weight.shape
+        values, scale = mx.from_fp8(self.weight, dtype=mx.float32), self.scale
+        if scale.size > 1 and scale.shape != (rows, 1):
+            scale = mx.repeat(scale, self.block, 1)[:, :columns]
+            scale = mx.repeat(scale, self.block, 0)[self.offset : self.offset + rows]
+        return values * scale
+
+
+def _read(weight: Tensor, scale: Tensor, block: int) -> Scaled:
+    factor = scale.array().astype(mx.float32)
+    return Scaled(weight.array(), factor.reshape(-1, 1) if factor.ndim < 2 else factor, block)

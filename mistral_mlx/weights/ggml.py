@@ -7,11 +7,12 @@ group's scale; repacking it rounds nothing. The rest is dequantized by the `gguf
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from mistral_mlx.weights.tensor import Layout, Quantized
+from mistral_mlx.weights.tensor import Layout, Packed, Quantized
 
 # ggml.h, enum ggml_type. Gaps in the numbers are types that were withdrawn.
 TYPE_NAMES = {
@@ -32,24 +33,50 @@ BLOCKS = {
 _PIECE = 2**22  # elements dequantized at a time, for the library takes several times their bytes
 
 
-def read_blocks(kind: str, data: np.ndarray) -> mx.array | Quantized:
+def read_blocks(kind: str, data: np.ndarray) -> mx.array | Packed:
     """A tensor of a type in BLOCKS from its bytes.
 
     Args:
         data: (..., bytes of a row) uint8; two dimensions if the type is quantized.
 
     Returns:
-        Quantized if the type is in PACKED, else an array of the stored float type, or float32.
+        Quantized if the type is in PACKED, an array of the stored float type, or Blocks.
     """
     if kind == "BF16":
         return mx.array(data.view(np.uint16)).view(mx.bfloat16)
     if kind in ("F32", "F16"):
         return mx.array(data.view(np.float32 if kind == "F32" else np.float16))
-    with np.errstate(invalid="ignore", over="ignore"):  # a scale that is not a number stays one
-        if kind in PACKED:
-            layout, parts = PACKED[kind]
+    if kind in PACKED:
+        layout, parts = PACKED[kind]
+        with np.errstate(invalid="ignore", over="ignore"):  # a scale that is not a number stays one
             return _pack(layout, *parts(data.reshape(len(data), -1, BLOCKS[kind][1])))
-        return _dequantize(kind, data)
+    return Blocks(kind, data)
+
+
+class Blocks(NamedTuple):
+    """A matrix of a type that MLX has no layout for: (rows, bytes of a row) uint8."""
+
+    kind: str
+    data: np.ndarray
+
+    def rows(self, start: int, stop: int) -> Blocks:
+        return Blocks(self.kind, self.data[start:stop])
+
+    def expand(self) -> mx.array:
+        # Imported here: it takes a second, and most files need none of it.
+        from gguf import GGMLQuantizationType
+        from gguf.quants import dequantize
+
+        elements, size = BLOCKS[self.kind]
+        count, columns = len(self.data), self.data.shape[1] // size * elements
+        values = mx.zeros((count, columns))
+        step = max(1, _PIECE // columns)
+        for start in range(0, count, step):
+            with np.errstate(invalid="ignore", over="ignore"):
+                piece = dequantize(self.data[start : start + step], GGMLQuantizationType[self.kind])
+            values[start : start + step] = mx.array(piece)
+            mx.eval(values)  # one by one they are written in place
+        return values
 
 
 def scale_dtype(kind: str) -> mx.Dtype | None:
@@ -57,22 +84,6 @@ def scale_dtype(kind: str) -> mx.Dtype | None:
     if kind not in PACKED or PACKED[kind][0].mode != "affine":
         return None
     return mx.float32 if kind.endswith("_K") else mx.float16  # products of a half and six bits, or halves
-
-
-def _dequantize(kind: str, data: np.ndarray) -> mx.array:
-    # Imported here: it takes a second, and most files need none of it.
-    from gguf import GGMLQuantizationType
-    from gguf.quants import dequantize
-
-    elements, size = BLOCKS[kind]
-    columns = data.shape[1] // size * elements
-    values = mx.zeros((len(data), columns))
-    step = max(1, _PIECE // columns)
-    for start in range(0, len(data), step):
-        rows = data[start : start + step]
-        values[start : start + step] = mx.array(dequantize(rows, GGMLQuantizationType[kind]))
-        mx.eval(values)  # one by one they are written in place
-    return values
 
 
 # ---- the same numbers in MLX's layout -------------------------------------------------------------------------------

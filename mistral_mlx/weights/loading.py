@@ -92,7 +92,7 @@ def load_model(checkpoint: Checkpoint, dtype: str | None = None) -> Transformer:
     for name, tensor in checkpoint.tensors.items():
         try:
             value = tensor.read()
-            if isinstance(value, Quantized) and plan.expand:
+            if not isinstance(value, mx.array) and (plan.expand or not isinstance(value, Quantized)):
                 value = value.expand()
             mx.eval(value)  # one by one, so that only one stored form lies beside the model
         except (RuntimeError, ValueError, OSError) as error:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
 
@@ -34,6 +34,20 @@ class Layout:
         return elements * self.bits // 8 + elements // self.group_size * per_group
 
 
+class Packed(Protocol):
+    """A matrix in a form that numbers have to be made from, a few rows at a time or all of them; a tuple of parts."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def rows(self, start: int, stop: int) -> Packed:
+        """Some of its rows, in the same form."""
+        ...
+
+    def expand(self) -> mx.array:
+        """The matrix itself, (rows, columns) float32."""
+        ...
+
+
 class Quantized(NamedTuple):
     """A packed matrix.
 
@@ -45,6 +59,11 @@ class Quantized(NamedTuple):
     biases: mx.array | None
     layout: Layout
 
+    def rows(self, start: int, stop: int) -> Quantized:
+        weight, scales, biases, layout = self
+        cut = slice(start, stop)
+        return Quantized(weight[cut], scales[cut], None if biases is None else biases[cut], layout)
+
     def cast(self, dtype: mx.Dtype) -> Quantized:
         """The same with scales and biases of another type, where they are floats: in affine mode."""
         if self.biases is None:
@@ -52,7 +71,6 @@ class Quantized(NamedTuple):
         return self._replace(scales=self.scales.astype(dtype), biases=self.biases.astype(dtype))
 
     def expand(self) -> mx.array:
-        """The matrix itself, (rows, columns) float32."""
         # MLX computes in the precision of the scales, whatever type it is asked for.
         return mx.dequantize(*self.cast(mx.float32)[:3], **asdict(self.layout), dtype=mx.float32)
 
@@ -67,7 +85,7 @@ class Tensor:
         stored: the file's own word for its type, such as BF16 or Q4_0.
         nbytes: bytes in the file.
         layout: how it is packed, if `read` gives a Quantized.
-        read: bring it into memory; at most once.
+        read: bring it into memory, as it is stored; at most once.
         scales: the type of a packed matrix's scales, where they are floats.
     """
 
@@ -76,7 +94,7 @@ class Tensor:
     stored: str
     nbytes: int
     layout: Layout | None
-    read: Callable[[], mx.array | Quantized]
+    read: Callable[[], mx.array | Packed]
     scales: mx.Dtype | None = None
 
     @property
@@ -85,7 +103,6 @@ class Tensor:
         return math.prod(self.shape)
 
     def array(self) -> mx.array:
-        """`read` where the tensor is not quantized."""
+        """`read`, and all numbers made where it is packed."""
         value = self.read()
-        assert isinstance(value, mx.array)
-        return value
+        return value if isinstance(value, mx.array) else value.expand()

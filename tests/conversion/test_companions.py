@@ -19,6 +19,7 @@ from mistral_mlx.weights.formats.gguf import read_header
 from tests.conftest import GOLDEN
 from tests.text.test_kinds import SPM, gguf_keys
 from tests.weights.conftest import Write, golden_weights
+from tests.weights.pth_writer import pth_folder
 from tests.weights.test_every_format import consolidated
 
 # Names of special tokens aside, which transformers reads as tokens wherever they stand, and this project never does.
@@ -63,6 +64,41 @@ def test_a_sentencepiece_model_gets_a_tokenizer_json_with_the_same_ids(version: 
     assert theirs.decode(ours.encode("Hello, wörld 😀")) == "Hello, wörld 😀"
     if version != "v1":
         assert theirs.encode("[INST]", add_special_tokens=False) == [3]
+
+
+@pytest.mark.slow
+def test_a_tekken_vocabulary_gets_a_tokenizer_json_with_the_same_ids(tmp_path: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    source = consolidated("window", tmp_path / "source")
+    shutil.copy(mistral_file("tekken_240718.json"), source / "tekken.json")
+    receipt = convert(source, tmp_path / "out")
+    assert not receipt.notes
+    ours = find_tokenizer(tmp_path / "out")
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "out/tokenizer.json"))
+    for text in TEXTS + random_texts(2000):
+        assert theirs.encode(text) == [1, *ours.encode(text)], repr(text)
+
+
+def test_a_tokenizer_with_settings_of_its_own_travels_untouched(tmp_path: Path) -> None:
+    """Fine-tunes add tokens, which a tokenizer.json made from the model alone would lack."""
+    source = Path(shutil.copytree(GOLDEN / "window", tmp_path / "source"))
+    shutil.copy(mistral_file(MODELS["v1"]), source / "tokenizer.model")
+    settings = {"chat_template": "{{ messages }}", "added_tokens_decoder": {"32000": {"content": "<|im_start|>"}}}
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    convert(source, tmp_path / "out")
+    assert json.loads((tmp_path / "out/tokenizer_config.json").read_text()) == settings
+    assert not (tmp_path / "out/tokenizer.json").exists()
+
+
+def test_the_configuration_is_the_one_that_the_weights_were_read_by(tmp_path: Path) -> None:
+    source = pth_folder("window", tmp_path / "source")
+    (source / "config.json").write_text('{"torch_dtype": "float64", "bos_token_id": 77}')
+    (source / "consolidated.00.pth").rename(source / "mine.pth")
+    receipt = convert(source / "mine.pth", tmp_path / "out")
+    assert {f.name for f in receipt.files} == {"mine.pth", "params.json"}
+    written = json.loads((tmp_path / "out/config.json").read_text())
+    assert (written["bos_token_id"], written["torch_dtype"]) == (1, "bfloat16")
 
 
 def test_the_tokenizer_that_is_there_travels_untouched(tmp_path: Path) -> None:

@@ -296,6 +296,18 @@ def test_the_other_layout_in_a_folder_is_passed_over_and_named(tmp_path: Path) -
     assert note == "Read from consolidated.00.pth; the folder also holds consolidated.safetensors."
 
 
+def test_numbers_out_of_float32s_squares_are_no_damage(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(GOLDEN / "window", tmp_path / "source"))
+    tensors = stored(folder)
+    tensors["model.norm.weight"][:] = 3e30
+    tensors["lm_head.weight"][:] = 1e-30
+    mx.save_safetensors(str(folder / "model.safetensors"), tensors)
+    records = {r.name: r for r in convert(folder, tmp_path / "out", 4, group_size=32).tensors}
+    assert records["model.norm.weight"].error is None
+    assert records["lm_head.weight"].error in (None, 0.0)
+    assert json.loads((tmp_path / "out/conversion.json").read_text())["tensors"]
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_numbers_that_are_not_finite_are_reported_by_tensor(value: float, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(GOLDEN / "window", tmp_path / "source"))
@@ -304,9 +316,9 @@ def test_numbers_that_are_not_finite_are_reported_by_tensor(value: float, tmp_pa
     for name in names:
         tensors[name][..., 3] = value
     mx.save_safetensors(str(folder / "model.safetensors"), tensors)
-    for recipe in (None, 4):
+    for recipe in (None, 4, "mxfp4"):
         with pytest.raises(WeightsError, match="2 tensors") as caught:
-            convert(folder, tmp_path / "out", recipe, **({"group_size": 32} if recipe else {}))
+            convert(folder, tmp_path / "out", recipe, **({"group_size": 32} if recipe == 4 else {}))
         assert all(name in caught.value.message for name in names)
         assert not (tmp_path / "out").exists()
 

@@ -13,6 +13,7 @@ from mistral_mlx import cli
 from mistral_mlx.conversion import compare, convert, evaluation
 from mistral_mlx.conversion.evaluation import evaluate
 from mistral_mlx.errors import InputError, MistralError
+from tests.conftest import GOLDEN
 
 STRETCH = 32  # in these tests
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -117,6 +118,8 @@ def test_the_command_draws_and_tabulates(demo: mm.LLM, tmp_path: Path, capsys: p
         (["-o", "x.png", "--compare", "4", "-q", "4"], "--quantize means nothing with --compare"),
         (["-o", "x.png", "--compare", "4", "7"], "no recipe '7'"),
         (["-o", "out", "-q", "4", "--evaluate", "nowhere.txt"], "nowhere.txt cannot be read"),
+        (["-o", "out", "-q", "4", "--learn", "gptq"], "learns from a text"),
+        (["-o", "out", "--dtype", "float8"], "dtype 'float8'"),
     ],
     ids=str,
 )
@@ -127,6 +130,19 @@ def test_the_command_refuses_what_means_nothing(
     assert cli.main(["convert", "demo", *arguments]) == 2
     assert word in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
+
+
+def test_a_conversion_whose_evaluation_fails_is_kept(demo: mm.LLM, tmp_path: Path) -> None:
+    receipt = convert("demo", tmp_path / "out", text="a")
+    assert receipt.evaluation is None
+    assert any(note.startswith("It was not evaluated. The text") for note in receipt.notes)
+    assert (tmp_path / "out/model.safetensors").exists()
+
+
+def test_comparing_refuses_what_converting_does(tmp_path: Path) -> None:
+    convert(GOLDEN / "window", tmp_path / "out", 4, group_size=32)
+    with pytest.raises(InputError, match="quantized already"):
+        compare(tmp_path / "out", [3], TEXT)
 
 
 def test_a_plot_without_matplotlib_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

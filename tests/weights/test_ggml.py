@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 import mistral_mlx as mm
 from mistral_mlx.conversion import convert
-from mistral_mlx.weights.ggml import BLOCKS, PACKED, TYPE_NAMES, read_blocks
+from mistral_mlx.weights.ggml import BLOCKS, PACKED, TYPE_NAMES, Blocks, read_blocks
 from mistral_mlx.weights.names import expected_shapes, to_gguf
 from mistral_mlx.weights.tensor import Quantized
 from tests.conftest import GOLDEN, TINY
@@ -46,7 +46,7 @@ def test_names_and_sizes_are_the_gguf_packages() -> None:
 def test_blocks_are_read_as_ggml_reads_them(kind: str) -> None:
     found = read_blocks(kind, WRITTEN[f"{kind}.blocks"])
     assert isinstance(found, Quantized) == (kind in PACKED)
-    values = found.expand() if isinstance(found, Quantized) else found
+    values = found if isinstance(found, mx.array) else found.expand()
     np.testing.assert_array_equal(np.array(values), WRITTEN[f"{kind}.values"])
 
 
@@ -65,7 +65,7 @@ def test_any_bytes_are_read_as_the_gguf_package_reads_them(kind: str) -> None:
     with np.errstate(all="ignore"):
         theirs = dequantize(data, GGMLQuantizationType[kind])
     found = read_blocks(kind, data)
-    ours = np.array(found.expand() if isinstance(found, Quantized) else found)
+    ours = np.array(found if isinstance(found, mx.array) else found.expand())
     finite = np.isfinite(theirs)
     assert finite.any()
     # `scale * q + bias` is rounded once here, where the package may round `d * (q - 16)`; both from exact factors.
@@ -73,9 +73,12 @@ def test_any_bytes_are_read_as_the_gguf_package_reads_them(kind: str) -> None:
 
 
 def test_long_tensors_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = np.array(read_blocks("Q6_K", np.tile(WRITTEN["Q6_K.blocks"], (5, 3))))
+    blocks = read_blocks("Q6_K", np.tile(WRITTEN["Q6_K.blocks"], (5, 3)))
+    assert isinstance(blocks, Blocks)
+    whole = np.array(blocks.expand())
     monkeypatch.setattr("mistral_mlx.weights.ggml._PIECE", 3000)
-    np.testing.assert_array_equal(np.array(read_blocks("Q6_K", np.tile(WRITTEN["Q6_K.blocks"], (5, 3)))), whole)
+    np.testing.assert_array_equal(np.array(blocks.expand()), whole)
+    np.testing.assert_array_equal(np.array(blocks.rows(3, 70).expand()), whole[3:70])
 
 
 @pytest.mark.parametrize("kind", KINDS)

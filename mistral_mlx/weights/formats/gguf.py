@@ -20,7 +20,7 @@ import numpy as np
 from mistral_mlx.errors import WeightsError
 from mistral_mlx.weights.ggml import BLOCKS, PACKED, TYPE_NAMES, read_blocks, scale_dtype
 from mistral_mlx.weights.names import half_split
-from mistral_mlx.weights.tensor import Quantized, Tensor
+from mistral_mlx.weights.tensor import Packed, Tensor
 
 _DAMAGED = "The file is damaged or its download did not finish; fetch it again."
 
@@ -62,7 +62,7 @@ class Gguf:
             scales=scale_dtype(entry.kind),
         )
 
-    def _read(self, entry: Entry, heads: int | None) -> mx.array | Quantized:
+    def _read(self, entry: Entry, heads: int | None) -> mx.array | Packed:
         raw = np.memmap(self.path, np.uint8, "r", entry.offset, (entry.nbytes,))
         data = raw.reshape(*entry.shape[:-1], -1)
         return read_blocks(entry.kind, half_split(data, heads) if heads else data)
