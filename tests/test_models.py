@@ -149,7 +149,7 @@ def test_pull_list_info_and_remove(server: Hub, capsys: pytest.CaptureFixture[st
     assert cli.main(["models", "list"]) == 0
     table = capsys.readouterr().out
     (line,) = (line for line in table.splitlines() if line.startswith(SEVEN))
-    assert line.split()[1:] == ["7b", "0.2", "MiB"]
+    assert line.split()[1:] == ["7b", "199.1", "KiB"]
     assert "7b-v0.1" in table
     assert cli.main(["models", "list", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
@@ -179,7 +179,7 @@ def test_removing_asks(
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("sys.stdin.readline", lambda: answer, raising=False)
     assert cli.main(["models", "rm", REPO]) == (0 if gone else 1)
-    assert f"Remove {REPO}, 0.2 MiB?" in capsys.readouterr().err
+    assert f"Remove {REPO}, 199.1 KiB?" in capsys.readouterr().err
     assert path.exists() is not gone
 
 

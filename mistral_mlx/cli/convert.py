@@ -16,7 +16,7 @@ from mistral_mlx.errors import InputError
 
 if TYPE_CHECKING:
     from mistral_mlx.conversion import Comparison, Receipt
-    from mistral_mlx.conversion.convert import Progress
+    from mistral_mlx.conversion.pipeline import Progress
     from mistral_mlx.weights.convert import Record
 
 _DESCRIPTION = """\
@@ -49,7 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="a model folder, a .tar as Mistral published them, a .gguf or .pth file, or owner/name on the hub",
+        help="a model folder, a .tar as Mistral published them, a .gguf, .safetensors or .pth file, a short name like "
+        "7b, or owner/name on the hub",
     )
     parser.add_argument(
         "-o", "--out", required=True, type=Path, metavar="OUT", help="the folder to make; with --compare, a .png file"
@@ -216,13 +217,21 @@ def _show(receipt: Receipt, out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    console = Console()
+    headings = ["tensors", "", "from", "to", "before", "after", "error", "cosine"]
+    narrow = console.width < 72
+    shown = [h for h in headings if not narrow or h not in ("from", "before", "cosine")]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("tensors", "", "from", "to", "before", "after", "error", "cosine"):
+    for heading in shown:
         words = heading in ("tensors", "", "from", "to")
         table.add_column(heading, justify="left" if words else "right", no_wrap=True)
+
+    def add(*cells: str) -> None:
+        table.add_row(*(cell for heading, cell in zip(headings, cells, strict=True) if heading in shown))
+
     for records in _alike(receipt.tensors):
         first = records[0]
-        table.add_row(
+        add(
             _kind(first),
             f"x{len(records)}" if len(records) > 1 else "",
             first.stored,
@@ -230,11 +239,10 @@ def _show(receipt: Receipt, out: Path) -> None:
             size(sum(r.bytes_before for r in records)),
             size(sum(r.bytes_after for r in records)),
             _error([r.error for r in records if r.error is not None]),
-            f"{min([r.cosine for r in records if r.cosine is not None]):.5f}" if first.cosine is not None else "",
+            f"{min(cosines):.5f}" if (cosines := [r.cosine for r in records if r.cosine is not None]) else "",
         )
-    table.add_row("all", "", "", "", size(receipt.bytes_before), size(receipt.bytes_after))
+    add("all", "", "", "", size(receipt.bytes_before), size(receipt.bytes_after), "", "")
     ratio = f"{receipt.bits_per_weight:.2f} bits a weight on average; what was not quantized is {receipt.dtype}"
-    console = Console()
     console.print(table)
     console.print(f"\n{ratio}", highlight=False)
     if receipt.evaluation:
@@ -272,6 +280,8 @@ def _show_comparison(comparison: Comparison, out: Path) -> None:
         )
     console = Console()
     console.print(table)
+    for note in comparison.notes:
+        console.print(f"\n{note}", highlight=False, markup=False)
     console.print(f"\n{first.tokens:,} tokens read; drawn in {out}", highlight=False, markup=False, soft_wrap=True)
 
 

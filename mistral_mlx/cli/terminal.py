@@ -22,6 +22,8 @@ VISIBLE = (
 
 def size(count: int) -> str:
     """Bytes in binary units, as memory is counted."""
+    if count < 2**20:
+        return f"{count / 2**10:,.1f} KiB"
     return f"{count / 2**30:,.2f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
 
 

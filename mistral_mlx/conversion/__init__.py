@@ -8,7 +8,7 @@ from mistral_mlx.backend import preload_blas
 preload_blas()
 
 from mistral_mlx.conversion.comparison import Comparison, compare  # noqa: E402
-from mistral_mlx.conversion.convert import convert  # noqa: E402
+from mistral_mlx.conversion.pipeline import convert  # noqa: E402
 from mistral_mlx.conversion.receipt import Receipt  # noqa: E402
 
 __all__ = ["Comparison", "Receipt", "compare", "convert"]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from mistral_mlx.conversion.companions import write_config
-from mistral_mlx.conversion.convert import Progress, describe_source, stage
 from mistral_mlx.conversion.evaluation import Evaluation, evaluate, load_quietly
+from mistral_mlx.conversion.pipeline import Progress, describe_source, stage
 from mistral_mlx.conversion.source import open_source
 from mistral_mlx.conversion.target import check_space
 from mistral_mlx.errors import InputError
@@ -38,11 +38,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Recipes for one model, in the order asked for; `nbytes` are the source's."""
+    """Recipes for one model, in the order asked for; `nbytes` are the source's, `notes` as in Receipt."""
 
     source: str
     nbytes: int
     rows: list[Row]
+    notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain values."""
@@ -77,14 +78,15 @@ def compare(
         raise InputError("There are no recipes to compare.", "Name some, as in --compare 3 4 6 8.")
     with TemporaryDirectory(dir=work, prefix=".comparing-") as name:
         place = Path(name)
-        path, _ = open_source(source, place, stage(progress, "fetching"), stage(progress, "unpacking"))
+        path, notes = open_source(source, place, stage(progress, "fetching"), stage(progress, "unpacking"))
         checkpoint = open_checkpoint(path)
-        describe_source(checkpoint, parsed[0], None, requantize=requantize)  # or refuse it
-        plans = [plan_conversion(checkpoint, recipe) for recipe in parsed]
-        check_space(place, max(plan.nbytes for plan in plans), "The largest copy")
+        notes += describe_source(checkpoint, parsed[0], None, requantize=requantize)  # or refuse it
+        largest = max(plan_conversion(checkpoint, recipe).nbytes for recipe in parsed)
+        check_space(place, largest, "The largest copy")
         original = load_quietly(path)
         rows = []
-        for recipe, plan in zip(parsed, plans, strict=True):
+        for recipe in parsed:
+            plan = plan_conversion(open_checkpoint(path), recipe)  # opened anew, for a tensor can be read once
             with TemporaryDirectory(dir=place) as folder:
                 copy = Path(folder)
                 write_config(checkpoint, plan, copy)
@@ -92,8 +94,7 @@ def compare(
                 result = evaluate(original, load_quietly(copy), text, stage(progress, f"evaluating {recipe.name}"))
             parameters = sum(change.tensor.elements for change in plan.changes)
             rows.append(Row(recipe.name, plan.nbytes, 8 * plan.nbytes / parameters, result))
-            checkpoint = open_checkpoint(path)  # a tensor can be read once
-    return Comparison(str(source), checkpoint.stored_bytes, rows)
+    return Comparison(str(source), checkpoint.stored_bytes, rows, notes)
 
 
 def check_plot(file: Path, *, force: bool) -> None:
@@ -137,7 +138,8 @@ def _points(axes: Axes, rows: Sequence[Row], values: Sequence[float], label: str
     for row, value in zip(rows, values, strict=True):
         mebibytes = row.nbytes / 2**20
         axes.plot([mebibytes], [value], marker="o", color="#fa520f")
-        axes.annotate(row.recipe, (mebibytes, value), xytext=(0, 6), textcoords="offset points", ha="center")
+        name = f"{row.recipe} bits" if row.recipe.isdecimal() else row.recipe
+        axes.annotate(name, (mebibytes, value), xytext=(0, 6), textcoords="offset points", ha="center")
     axes.set_xlabel("weights, MiB")
     axes.set_ylabel(label)
     axes.yaxis.set_major_formatter("{x:g}")

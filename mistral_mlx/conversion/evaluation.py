@@ -10,9 +10,11 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mistral_mlx.errors import InputError
+from mistral_mlx.errors import InputError, TokenizerError
 from mistral_mlx.llm import LLM, load
 from mistral_mlx.models import Window
+from mistral_mlx.text.files import open_text
+from mistral_mlx.weights.checkpoint import Checkpoint
 
 STRETCH = 512  # tokens that are read at a time, each stretch by itself
 
@@ -76,9 +78,25 @@ def evaluate(source: LLM, copy: LLM, text: str, progress: Progress = lambda done
         perplexity_source=math.exp(lost_source / count),
         perplexity=math.exp(lost / count),
         kl=math.fsum(divergences) / count,
-        kl_99=sorted(divergences)[int(0.99 * (count - 1))],
+        kl_99=sorted(divergences)[math.ceil(0.99 * count) - 1],
         same_top=same / count,
     )
+
+
+def text_ids(checkpoint: Checkpoint, text: str) -> list[int]:
+    """A text in a model's tokens, before it is loaded.
+
+    Raises:
+        TokenizerError: the model came without a tokenizer.
+        InputError: less than two tokens.
+    """
+    tokenizer = open_text(checkpoint.path, checkpoint.metadata, checkpoint.config.vocab_size).tokenizer
+    if isinstance(tokenizer, TokenizerError):
+        raise tokenizer
+    ids = tokenizer.encode(text)
+    if len(ids) < 2:
+        raise InputError("The text has less than two tokens.", "Give a longer one.")
+    return ids
 
 
 def load_quietly(path: Path, window: Window = "config") -> LLM:

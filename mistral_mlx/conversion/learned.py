@@ -10,9 +10,9 @@ from typing import Any
 import mlx.core as mx
 
 from mistral_mlx.conversion.companions import write_config
+from mistral_mlx.conversion.evaluation import text_ids
 from mistral_mlx.conversion.target import check_space
-from mistral_mlx.errors import InputError, MistralError, TokenizerError
-from mistral_mlx.text.files import open_text
+from mistral_mlx.errors import InputError, MistralError
 from mistral_mlx.weights.checkpoint import Checkpoint, open_checkpoint
 from mistral_mlx.weights.convert import Plan, Progress, Record, plan_conversion, write_weights
 from mistral_mlx.weights.quantize import Recipe, at_both_ends
@@ -34,7 +34,9 @@ def check_learning(method: str | None, text: str | None, recipe: Recipe | None) 
         raise InputError(f"{method!r} cannot be learned.", f"Choose {', '.join(METHODS)}.")
     if text is None:
         raise InputError(f"{method} learns from a text.", "Name one: --calibrate TEXT, or --calibrate sample.")
-    if recipe is None or recipe.sensitive or recipe.keep or recipe.layout.mode != "affine":
+    if recipe is None:
+        raise InputError(f"{method} needs to know how many bits.", "Add -q 4.")
+    if recipe.sensitive or recipe.keep or recipe.layout.mode != "affine":
         raise InputError(f"{method} decides itself which matrix gets what.", "Give it bits alone, as in -q 4.")
 
 
@@ -93,14 +95,9 @@ def write_learned(
 def _samples(text: str, checkpoint: Checkpoint) -> mx.array:
     """(samples, tokens): as many as the text gives."""
     config = checkpoint.config
-    tokenizer = open_text(checkpoint.path, checkpoint.metadata, config.vocab_size).tokenizer
-    if isinstance(tokenizer, TokenizerError):
-        raise tokenizer
-    ids = tokenizer.encode(text)
+    ids = text_ids(checkpoint, text)
     windows = [window for window in config.windows if window is not None]
     length = min(_LENGTH, len(ids), config.max_position_embeddings, *windows)
-    if length < 2:
-        raise InputError("The text to learn from has less than two tokens.", "Give a longer one.")
     count = len(ids) // length
     return mx.array(ids[: count * length]).reshape(count, length)
 

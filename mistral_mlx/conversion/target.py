@@ -12,9 +12,16 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 
+from mistral_mlx import hub
 from mistral_mlx.errors import InputError, WeightsError
+
+_WRITTEN = (
+    "*.safetensors", "*.safetensors.index.json", "conversion.json", "README.md", "vocab.json", "merges.txt",
+    ".gitattributes", ".DS_Store",
+)  # fmt: skip
 
 
 @contextmanager
@@ -59,6 +66,8 @@ def places(out: Path) -> tuple[Path, Path, Path]:
     Raises:
         InputError: there can be no such folder.
     """
+    if out == Path():
+        raise InputError("OUT is the current folder itself.", "Name a folder to make.")
     try:
         out = out.expanduser().resolve()
     except (OSError, RuntimeError, ValueError) as error:
@@ -121,8 +130,18 @@ def _check(out: Path, *, force: bool) -> None:
         raise InputError(f"{out} is a file.", "Give a folder that does not exist yet.")
     if not force:
         raise InputError(f"{out} is there already.", "Choose another folder, or replace it with --force.")
-    if any(out.iterdir()) and not (out / "config.json").exists():
-        raise InputError(f"{out} is no model folder, and is not replaced.", "Choose another folder.")
+    foreign = [path.name for path in sorted(out.iterdir()) if path.is_dir() or not _is_a_models(path.name)]
+    if foreign:
+        raise InputError(
+            f"{out} holds {foreign[0]}{f' and {len(foreign) - 1} more' if foreign[1:] else ''}, which belongs to no "
+            "model, and is not replaced.",
+            "Choose another folder, or move them away.",
+        )
+
+
+def _is_a_models(name: str) -> bool:
+    """Whether a file of this name is what a conversion, here or by mlx-lm, would write."""
+    return any(fnmatchcase(name, pattern) for pattern in (*hub.SIDE_FILES, *_WRITTEN))
 
 
 def _empty(work: Path) -> None:

@@ -27,6 +27,7 @@ SHARD_BYTES = 2**30
 _PIECE = 2**19  # numbers worked on at a time: they and what becomes of them fit a core's cache
 
 _WORDS = {dtype: word for word, dtype in DTYPES.items()}
+AS_IT_WAS = "as it was"  # the note of a change that leaves a packed matrix alone
 
 Progress = Callable[[int, int], None]
 
@@ -144,17 +145,18 @@ def plan_conversion(checkpoint: Checkpoint, recipe: Recipe | None, dtype: str | 
         layout = layouts.get(name, tensor.layout or "")
         if isinstance(layout, str):
             changes.append(Change(tensor, None, floats, layout))
-        elif tensor.layout and (recipe is None or _is_as_good(tensor.layout, layout)):
-            note = "" if recipe is None or tensor.layout == layout else "as it was"
+        elif tensor.layout and (recipe is None or _will_do(tensor.layout, layout, exact=recipe.exact)):
+            note = "" if recipe is None or tensor.layout == layout else AS_IT_WAS
             changes.append(Change(tensor, tensor.layout, asked or tensor.scales or floats, note))
         else:
             changes.append(Change(tensor, layout, floats))
     return Plan(changes, str(floats).removeprefix("mlx.core."))
 
 
-def _is_as_good(there: Layout, asked: Layout) -> bool:
+def _will_do(there: Layout, asked: Layout, *, exact: bool) -> bool:
     """Whether a matrix has the bits that are asked for, with scales as fine: quantized again it would only lose."""
-    return there.mode == asked.mode and there.bits == asked.bits and there.group_size <= asked.group_size
+    fine = there.group_size == asked.group_size if exact else there.group_size <= asked.group_size
+    return there.mode == asked.mode and there.bits == asked.bits and fine
 
 
 def write_weights(plan: Plan, folder: Path, progress: Progress = lambda done, total: None) -> list[Record]:

@@ -34,12 +34,14 @@ class Recipe:
         layout: of every matrix for which nothing else is said.
         sensitive: of the matrices that errors hurt most; None if they are like the others.
         keep: patterns of modules with their own layout, None for float; the last one that fits counts.
+        exact: whether its groups were asked for, so that finer ones that are there will not do.
     """
 
     name: str
     layout: Layout
     sensitive: Layout | None = None
     keep: tuple[tuple[str, Layout | None], ...] = ()
+    exact: bool = False
 
     @classmethod
     def parse(cls, name: str, group_size: int | None = None, keep: Iterable[str] = ()) -> Recipe:
@@ -63,6 +65,7 @@ class Recipe:
             _layout(str(low), group_size),
             None if high is None else _layout(str(high), group_size),
             tuple(_keep(text, group_size) for text in keep),
+            group_size is not None,
         )
 
     def layouts(self, config: ModelConfig) -> dict[str, Layout | str]:
@@ -93,7 +96,7 @@ class Recipe:
                 fitting = " or ".join(map(str, sorted(others)))
                 raise InputError(
                     f"{name} has {columns} columns, which groups of {layout.group_size} do not divide.",
-                    f"Take groups of {fitting}, or leave such matrices float: --keep MODULE=float.",
+                    f"Take groups of {fitting} (--group-size), or leave it float: --keep {name.split('.')[-2]}=float.",
                 )
             chosen[name] = f"{columns} columns are no multiple of {layout.group_size}"
         if not any(isinstance(layout, Layout) for layout in chosen.values()):
@@ -144,9 +147,14 @@ def _layout(name: str, group_size: int | None) -> Layout:
 
 
 def _keep(text: str, group_size: int | None) -> tuple[str, Layout | None]:
-    pattern, found, value = text.rpartition("=")
+    pattern, found, value = (part.strip() for part in text.rpartition("="))
     if not found or not pattern:
         raise InputError(f"{text!r} does not say what is kept as what.", "Write MODULE=BITS, as in output=8.")
+    if value not in (*map(str, BITS), *_FLOATS, "float"):
+        raise InputError(
+            f"{pattern} cannot be kept as {value!r}.",
+            f"Choose {', '.join(map(str, BITS))}, {', '.join(_FLOATS)} or float.",
+        )
     return pattern, None if value == "float" else _layout(value, group_size if value.isdecimal() else None)
 
 

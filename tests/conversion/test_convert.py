@@ -8,6 +8,7 @@ import math
 import shutil
 import tracemalloc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,18 @@ from mistral_mlx.weights import convert as weights
 from mistral_mlx.weights.checkpoint import open_checkpoint
 from mistral_mlx.weights.names import expected_shapes
 from mistral_mlx.weights.tensor import Quantized
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, TINY
 from tests.weights.conftest import Write, golden_weights
 from tests.weights.pth_writer import pth_folder
 from tests.weights.test_every_format import CASES, IDS, consolidated, params, sharded
 from tests.weights.test_fp8 import fp8_folder
+from tests.weights.test_gguf import random_weights
 
 WITHIN = list(range(3, 11))  # ids within the window of 8, which mlx-lm drops
 RECIPES = ["2", "3", "4", "5", "6", "8", "mxfp4", "mxfp8", "nvfp4", "mixed_2_6", "mixed_3_6"]
+
+
+WIDE = replace(TINY, hidden_size=64, intermediate_size=128, head_dim=16, sliding_window=None)
 
 
 def groups(recipe: str) -> dict[str, Any]:
@@ -210,6 +215,15 @@ def test_memory_is_bounded_by_the_largest_tensor_and_a_shard(
     assert taken < largest + 2**23 + 2**26
 
 
+def test_groups_that_are_asked_for_are_made_and_others_stay(write: Write, tmp_path: Path) -> None:
+    source = write(WIDE, random_weights(WIDE), "Q4_0")
+    kept = convert(source, tmp_path / "kept", 4)
+    assert {r.written for r in kept.tensors if len(r.shape) == 2} == {"4 bits / 32"}
+    assert any("stays as it was" in note for note in kept.notes)
+    made = convert(source, tmp_path / "made", 4, group_size=64)
+    assert {r.written for r in made.tensors if len(r.shape) == 2} == {"4 bits / 64"}
+
+
 # ---- the receipt -------------------------------------------------------------------------------------------------
 
 
@@ -344,7 +358,8 @@ def test_what_overflows_in_float16_is_refused(tmp_path: Path) -> None:
         ({"quantize": "mxfp4", "group_size": 64}, "groups of 32, not 64"),
         ({"quantize": 4, "group_size": 32, "keep": ["nonsense=8"]}, "No module is called 'nonsense'"),
         ({"quantize": 4, "group_size": 32, "keep": ["output"]}, "'output' does not say"),
-        ({"quantize": 4, "group_size": 32, "keep": ["output=9"]}, "recipe '9'"),
+        ({"quantize": 4, "group_size": 32, "keep": ["output=9"]}, "cannot be kept as '9'"),
+        ({"quantize": 4, "group_size": 32, "keep": ["output=mixed_3_6"]}, "cannot be kept as 'mixed_3_6'"),
         ({"quantize": 4, "group_size": 32, "keep": ["*=float"]}, "Nothing would be quantized"),
         ({"keep": ["output=8"]}, "mean nothing without quantizing"),
         ({"group_size": 32}, "mean nothing without quantizing"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import mistral_mlx as mm
 from mistral_mlx import cli
 from mistral_mlx.conversion import compare, convert, evaluation
 from mistral_mlx.conversion.evaluation import evaluate
-from mistral_mlx.errors import InputError, MistralError
+from mistral_mlx.errors import InputError, MistralError, OutOfMemoryError
 from tests.conftest import GOLDEN
 
 STRETCH = 32  # in these tests
@@ -55,7 +57,7 @@ def test_the_receipts_divergence_is_the_textbooks(demo: mm.LLM, out: Path) -> No
     assert found["tokens"] == len(kl) == len(ids) - -(-len(ids) // STRETCH)
     assert found["kl"] == pytest.approx(np.mean(kl), rel=1e-3)
     assert found["kl"] > 1e-3
-    assert found["kl_99"] == pytest.approx(sorted(kl)[int(0.99 * (len(kl) - 1))], rel=1e-2)
+    assert found["kl_99"] == pytest.approx(sorted(kl)[math.ceil(0.99 * len(kl)) - 1], rel=1e-2)
     assert found["perplexity"] == pytest.approx(np.exp(np.mean(nll)), rel=1e-3)
     assert found["perplexity_source"] == pytest.approx(np.exp(np.mean(nll_source)), rel=1e-3)
     assert found["same_top"] == pytest.approx(np.mean(same))
@@ -133,11 +135,34 @@ def test_the_command_refuses_what_means_nothing(
     assert not any(tmp_path.iterdir())
 
 
-def test_a_conversion_whose_evaluation_fails_is_kept(demo: mm.LLM, tmp_path: Path) -> None:
-    receipt = convert("demo", tmp_path / "out", text="a")
+def test_a_conversion_whose_evaluation_fails_is_kept(
+    demo: mm.LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OutOfMemoryError("Too large.", "Buy more.")
+
+    monkeypatch.setattr("mistral_mlx.conversion.pipeline.load_quietly", refuse)
+    receipt = convert("demo", tmp_path / "out", text=TEXT)
     assert receipt.evaluation is None
-    assert any(note.startswith("It was not evaluated. The text") for note in receipt.notes)
+    assert "It was not evaluated. Too large. Buy more." in receipt.notes
     assert (tmp_path / "out/model.safetensors").exists()
+
+
+@pytest.mark.parametrize(("source", "word"), [("demo", "less than two tokens"), (GOLDEN / "window", "no tokenizer")])
+def test_what_cannot_be_evaluated_is_said_before_anything_is_written(
+    source: Any, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mistral_mlx.conversion.pipeline.write_weights", lambda *_: pytest.fail("too late"))
+    with pytest.raises(MistralError, match=word):
+        convert(source, tmp_path / "out", text="a")
+    assert not any(tmp_path.iterdir())
+
+
+def test_recipes_for_a_quantized_folder_are_compared_if_asked(demo: mm.LLM, tmp_path: Path) -> None:
+    convert("demo", tmp_path / "q4", 4)
+    found = compare(tmp_path / "q4", [4, "mxfp8"], TEXT[:100], requantize=True)
+    assert [row.recipe for row in found.rows] == ["4", "mxfp8"]
+    assert any("quantized already" in note for note in found.notes)
 
 
 def test_comparing_refuses_what_converting_does(tmp_path: Path) -> None:

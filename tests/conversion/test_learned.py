@@ -65,7 +65,7 @@ def test_what_is_learned_opens_in_mlx_lm_and_computes_the_same(method: str, sour
         ({"quantize": "mxfp4", "group_size": None}, "decides itself"),
         ({"quantize": "mixed_3_6"}, "decides itself"),
         ({"keep": ["output=8"]}, "decides itself"),
-        ({"quantize": None, "group_size": None}, "decides itself"),
+        ({"quantize": None, "group_size": None}, "how many bits"),
         ({"group_size": 64}, "columns, which groups of 64"),
         ({"calibrate": "a"}, "less than two tokens"),
         ({"quantize": 3}, "gptq failed: Unsupported bits 3"),

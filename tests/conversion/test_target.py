@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = [sys.executable, str(ROOT / "convert.py")]
 OPTIONS = ["-q", "4", "--group-size", "32"]
 MIB = 1 << 20
-FILES = {"config.json": b"{}", "model.safetensors": b"old weights", "more/notes.txt": b"mine"}
+FILES = {"config.json": b"{}", "model.safetensors": b"old weights", "tokenizer.json": b"{}"}
 NEW = {"config.json": b"{ }", "model.safetensors": b"new weights"}
 
 
@@ -65,6 +65,18 @@ def refused(call: Callable[[], object], kind: type[MistralError], *words: str) -
         assert word in caught.value.message
     assert caught.value.message.endswith(".")
     assert caught.value.hint.endswith(".")
+
+
+@pytest.mark.parametrize("foreign", ["thesis.docx", "more/model.safetensors", "notes.txt"])
+def test_a_folder_with_anything_of_somebodys_own_is_not_replaced(foreign: str, tmp_path: Path) -> None:
+    out = fill(tmp_path / "out", FILES | {foreign: b"mine"})
+    refused(lambda: make(out, force=True), InputError, foreign.split("/")[0])
+    assert content(out) == FILES | {foreign: b"mine"}
+
+
+@pytest.mark.parametrize("out", ["", "."])
+def test_nothing_is_no_folder_to_make(out: str) -> None:
+    refused(lambda: make(Path(out), force=True), InputError, "the current folder")
 
 
 # ---- what appears -----------------------------------------------------------------------------------------------

@@ -94,7 +94,9 @@ class _Walk:
 
     def header(self) -> Gguf:
         if self.data[:4] != b"GGUF":
-            raise WeightsError(f"{self.path} is not a GGUF file.", "Give a .gguf file or a model folder.")
+            raise WeightsError(
+                f"{self.path} is not a GGUF file.", "Give a model folder, or a .gguf, .safetensors or .pth file."
+            )
         self.at = 4
         version = self.scalar("I")
         if version not in (2, 3):

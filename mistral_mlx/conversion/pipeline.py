@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mistral_mlx import __version__
 from mistral_mlx.conversion.companions import write_config, write_text
-from mistral_mlx.conversion.evaluation import evaluate, load_quietly
+from mistral_mlx.conversion.evaluation import evaluate, load_quietly, text_ids
 from mistral_mlx.conversion.learned import check_learning, write_learned
 from mistral_mlx.conversion.receipt import Receipt, hashing
 from mistral_mlx.conversion.source import open_source
@@ -17,7 +17,7 @@ from mistral_mlx.conversion.target import check_space, places, workspace
 from mistral_mlx.errors import InputError, MistralError
 from mistral_mlx.models import Window, change_window, find
 from mistral_mlx.weights.checkpoint import Checkpoint, open_checkpoint
-from mistral_mlx.weights.convert import Plan, Record, check_dtype, plan_conversion, write_weights
+from mistral_mlx.weights.convert import AS_IT_WAS, Plan, Record, check_dtype, plan_conversion, write_weights
 from mistral_mlx.weights.quantize import Recipe
 from mistral_mlx.weights.quantized import MODES
 
@@ -63,7 +63,7 @@ def convert(
         calibrate: that text.
         requantize: quantize weights that MLX has quantized before, which loses more than doing it once.
         force: replace a model folder that is there.
-        text: a text to read with both models, to tell what was lost; if that cannot be, a note says why.
+        text: a text to read with both models, to tell what was lost; if they do not fit together, a note says so.
 
     Raises:
         MistralError: with what to do about it. `out` is then as it was.
@@ -80,12 +80,16 @@ def convert(
         checkpoint = open_checkpoint(path)
         checkpoint = replace(checkpoint, config=change_window(checkpoint.config, window))
         notes = said + describe_source(checkpoint, recipe, dtype, requantize=requantize)
+        if text is not None:
+            text_ids(checkpoint, text)  # before anything takes its time
         folder = work / "new"
         if lack := write_text(checkpoint, folder):
             notes.append(lack)
         described = [checkpoint.described_by] if checkpoint.described_by else []
         with hashing([*checkpoint.files, *described]) as hashes:
             plan, records = _write_weights(checkpoint, recipe, dtype, learn, calibrate, work, progress)
+            if any(change.note == AS_IT_WAS for change in plan.changes):
+                notes.append("What has as many bits already stays as it was, in its own groups.")
             files = hashes.result()
         open_checkpoint(folder)  # every tensor is there, under its name, in its shape
         evaluation = None
@@ -124,6 +128,8 @@ def _refuse_overlap(source: str | Path, out: Path) -> None:
     except InputError:  # not on this machine
         return
     for folder in folders:
+        if path == folder:
+            raise InputError(f"{source} is to be converted into itself.", "Choose another folder.")
         if path.is_relative_to(folder):
             raise InputError(f"{source} lies in {folder}, which would be replaced.", "Choose another folder.")
 
