@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from mistral_mlx import hub
-from mistral_mlx.config_keys import HF_KEYS
+from mistral_mlx.config_keys import HF_KEYS, token_ids
 from mistral_mlx.errors import TokenizerError
 from mistral_mlx.text import sentencepiece
 from mistral_mlx.text.export import write_gguf_text, write_sentencepiece, write_tekken
@@ -30,9 +31,12 @@ def write_config(checkpoint: Checkpoint, plan: Plan, folder: Path) -> None:
     """
     config, source = checkpoint.config, checkpoint.described_by
     if source is None:
-        bos = checkpoint.metadata.get("tokenizer.ggml.bos_token_id")
-        own: dict[str, Any] = {} if bos is None else {"bos_token_id": bos}
-        kind = "llama"
+        bos, eot = (
+            token_ids(checkpoint.metadata.get(f"tokenizer.ggml.{name}_token_id", ()), f"{name}_token_id")
+            for name in ("bos", "eot")
+        )
+        own: dict[str, Any] = {"bos_token_id": bos[0]} if bos else {}
+        config, kind = replace(config, eos_token_ids=tuple(dict.fromkeys(config.eos_token_ids + eot))), "llama"
     elif source.name == "params.json":
         own, kind = {"bos_token_id": 1}, "mistral"
     else:

@@ -162,6 +162,18 @@ def test_a_gguf_files_sentencepiece_model_is_written_out(version: str, write: Wr
     assert (tmp_path / "out/chat_template.jinja").read_text() == "{{ messages[0]['content'] }}"
 
 
+def test_every_stop_token_of_a_gguf_file_stays_one(write: Write, tmp_path: Path) -> None:
+    keys = gguf_keys(SPM["v1"]) | {"tokenizer.ggml.eot_token_id": 95}
+
+    def more(writer: Any) -> None:
+        for key, value in keys.items():
+            add(writer, key, value)
+
+    convert(write(mm.load(GOLDEN / "full").config, golden_weights("full"), more=more), tmp_path / "out")
+    assert json.loads((tmp_path / "out/config.json").read_text())["eos_token_id"] == [2, 95]
+    assert mm.load(tmp_path / "out").stop_ids == {2, 95}
+
+
 def test_a_gguf_files_bpe_vocabulary_is_written_out(demo: mm.LLM, tmp_path: Path) -> None:
     source = models.find("demo")
     convert(source, tmp_path / "out")
