@@ -47,7 +47,7 @@ def random_texts(count: int) -> list[str]:
     return ["".join(random.choices(letters, k=random.randrange(60))) for _ in range(count)]
 
 
-@pytest.mark.parametrize("version", MODELS)
+@pytest.mark.parametrize("version", ["v3", *(pytest.param(v, marks=pytest.mark.slow) for v in ("v1", "v2", "v7"))])
 def test_a_sentencepiece_model_gets_a_tokenizer_json_with_the_same_ids(version: str, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
@@ -147,7 +147,7 @@ def same_as_before(out: Path, metadata: Mapping[str, Any]) -> None:
             assert theirs.encode(text) == bos + before.encode(text), repr(text)
 
 
-@pytest.mark.parametrize("version", ["v1", "v7"])
+@pytest.mark.parametrize("version", ["v1", pytest.param("v7", marks=pytest.mark.slow)])
 def test_a_gguf_files_sentencepiece_model_is_written_out(version: str, write: Write, tmp_path: Path) -> None:
     keys = gguf_keys(SPM[version])
 

@@ -158,6 +158,7 @@ def test_what_cannot_be_evaluated_is_said_before_anything_is_written(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_recipes_for_a_quantized_folder_are_compared_if_asked(demo: mm.LLM, tmp_path: Path) -> None:
     convert("demo", tmp_path / "q4", 4)
     found = compare(tmp_path / "q4", [4, "mxfp8"], TEXT[:100], requantize=True)

@@ -36,7 +36,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("method", [pytest.param("awq", marks=pytest.mark.slow), "dwq", "gptq"])
+@pytest.mark.parametrize("method", ["gptq", *(pytest.param(m, marks=pytest.mark.slow) for m in ("awq", "dwq"))])
 def test_what_is_learned_opens_in_mlx_lm_and_computes_the_same(method: str, source: Path, tmp_path: Path) -> None:
     from mlx_lm.utils import load_model
 
