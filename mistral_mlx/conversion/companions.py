@@ -13,14 +13,13 @@ from mistral_mlx import hub
 from mistral_mlx.config_keys import HF_KEYS, token_ids
 from mistral_mlx.errors import TokenizerError
 from mistral_mlx.text import sentencepiece
-from mistral_mlx.text.export import write_gguf_text, write_sentencepiece, write_tekken
+from mistral_mlx.text.export import MISTRAL_NAMES, write_gguf_text, write_sentencepiece, write_tekken
 from mistral_mlx.text.tekken import Tekken
 from mistral_mlx.weights.checkpoint import Checkpoint, read_json
 from mistral_mlx.weights.convert import Plan
 from mistral_mlx.weights.quantize import describe
 
 _OURS = ("config.json", "params.json")
-_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _ARCHITECTURES = {"mistral": "MistralForCausalLM", "llama": "LlamaForCausalLM"}
 
 
@@ -76,7 +75,7 @@ def write_text(checkpoint: Checkpoint, folder: Path) -> str:
         if models:
             if not (folder / "tokenizer.model").exists():
                 shutil.copyfile(models[-1], folder / "tokenizer.model")
-            write_sentencepiece(sentencepiece.from_file(models[-1]), _NAMES, folder)
+            write_sentencepiece(sentencepiece.from_file(models[-1]), MISTRAL_NAMES, folder)
     if not any(folder.glob("tok*")):
         return "There is no tokenizer beside the weights: copy the model's into the new folder."
     return ""

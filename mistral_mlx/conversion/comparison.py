@@ -92,8 +92,7 @@ def compare(
                 write_config(checkpoint, plan, copy)
                 write_weights(plan, copy, stage(progress, f"converting {recipe.name}"))
                 result = evaluate(original, load_quietly(copy), text, stage(progress, f"evaluating {recipe.name}"))
-            parameters = sum(change.tensor.elements for change in plan.changes)
-            rows.append(Row(recipe.name, plan.nbytes, 8 * plan.nbytes / parameters, result))
+            rows.append(Row(recipe.name, plan.nbytes, 8 * plan.nbytes / plan.parameters, result))
     return Comparison(str(source), checkpoint.stored_bytes, rows, notes)
 
 

@@ -99,7 +99,6 @@ def convert(
                 evaluation = evaluate(*both, text, stage(progress, "evaluating"))
             except MistralError as error:  # which the new model need not pay for
                 notes.append(f"It was not evaluated. {error.message} {error.hint}")
-        parameters = sum(c.tensor.elements for c in plan.changes)
         written = sum(r.bytes_after for r in records)
         receipt = Receipt(
             versions={"mistral-mlx": __version__, "mlx": version("mlx")},
@@ -108,10 +107,10 @@ def convert(
             recipe=_recipe(recipe, learn),
             keep=list(keep),
             dtype=plan.dtype,
-            parameters=parameters,
+            parameters=plan.parameters,
             bytes_before=checkpoint.stored_bytes,
             bytes_after=written,
-            bits_per_weight=8 * written / parameters,
+            bits_per_weight=8 * written / plan.parameters,
             tensors=records,
             evaluation=evaluation,
             notes=notes,

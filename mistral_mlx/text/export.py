@@ -17,6 +17,8 @@ from mistral_mlx.text.sentencepiece import SentencePiece
 from mistral_mlx.text.tekken import Tekken
 from mistral_mlx.text.tokenizer import CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED
 
+# What Mistral's own tokenizers call the tokens that the settings name.
+MISTRAL_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _NAMED = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 
 
@@ -108,7 +110,7 @@ def write_tekken(tokenizer: Tekken, folder: Path) -> str:
         "eos_token_id": min(tokenizer.stop_ids),
     })  # fmt: skip
     (folder / "tokenizer.json").write_text(bpe.to_json(), encoding="utf-8")
-    _write_settings({"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}, folder, begins=True)
+    _write_settings(MISTRAL_NAMES, folder, begins=True)
     return ""
 
 

@@ -112,6 +112,11 @@ class Plan:
         return sum(change.nbytes for change in self.changes)
 
     @property
+    def parameters(self) -> int:
+        """Numbers in the model."""
+        return sum(change.tensor.elements for change in self.changes)
+
+    @property
     def layouts(self) -> dict[str, Layout]:
         """The layout of every module that is written packed."""
         return {c.tensor.name.removesuffix(".weight"): c.layout for c in self.changes if c.layout}
@@ -166,9 +171,8 @@ def write_weights(plan: Plan, folder: Path, progress: Progress = lambda done, to
         progress: told (bytes read, all bytes) of the source.
 
     Raises:
-        WeightsError: the source became unreadable, holds numbers that are not finite, or what was written does not
-            read back as it was.
-        OSError: the disk is full.
+        WeightsError: the source became unreadable or holds numbers that are not finite, or a shard cannot be written,
+            as on a full disk, or does not read back as it was.
     """
     total, done = sum(change.tensor.nbytes for change in plan.changes), 0
     records: list[Record] = []
@@ -203,9 +207,8 @@ def write_weights(plan: Plan, folder: Path, progress: Progress = lambda done, to
             "The model is damaged: fetch it again. With --dtype float16, large numbers overflow: take bfloat16.",
         )
     if len(plan.shards) > 1:
-        elements = sum(change.tensor.elements for change in plan.changes)
         index = {
-            "metadata": {"total_size": sum(r.bytes_after for r in records), "total_parameters": elements},
+            "metadata": {"total_size": sum(r.bytes_after for r in records), "total_parameters": plan.parameters},
             "weight_map": dict(sorted(place.items())),
         }
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
