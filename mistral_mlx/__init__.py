@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mistral_mlx.chat import Chat
-    from mistral_mlx.completion import Chunk, Completion, Stats
+    from mistral_mlx.completion import Chunk, Completion, Stats, ToolCall, ToolCallDelta
     from mistral_mlx.config import ModelConfig
     from mistral_mlx.engine.sampling import SamplingParams
     from mistral_mlx.errors import (
@@ -25,11 +25,13 @@ if TYPE_CHECKING:
         InputError,
         MistralError,
         OutOfMemoryError,
+        RequestError,
         TokenizerError,
         WeightsError,
     )
     from mistral_mlx.llm import LLM, load
-    from mistral_mlx.text.chat import Message
+    from mistral_mlx.text.messages import Message
+    from mistral_mlx.text.tools import Tool
 
 __version__ = "0.1.0"
 
@@ -46,16 +48,20 @@ __all__ = [
     "MistralError",
     "ModelConfig",
     "OutOfMemoryError",
+    "RequestError",
     "SamplingParams",
     "Stats",
     "TokenizerError",
+    "Tool",
+    "ToolCall",
+    "ToolCallDelta",
     "WeightsError",
     "load",
 ]
 
 _HOMES = {
     "mistral_mlx.chat": ("Chat",),
-    "mistral_mlx.completion": ("Chunk", "Completion", "Stats"),
+    "mistral_mlx.completion": ("Chunk", "Completion", "Stats", "ToolCall", "ToolCallDelta"),
     "mistral_mlx.config": ("ModelConfig",),
     "mistral_mlx.engine.sampling": ("SamplingParams",),
     "mistral_mlx.errors": (
@@ -65,11 +71,13 @@ _HOMES = {
         "InputError",
         "MistralError",
         "OutOfMemoryError",
+        "RequestError",
         "TokenizerError",
         "WeightsError",
     ),
     "mistral_mlx.llm": ("LLM", "load"),
-    "mistral_mlx.text.chat": ("Message",),
+    "mistral_mlx.text.messages": ("Message",),
+    "mistral_mlx.text.tools": ("Tool",),
 }
 
 

@@ -32,17 +32,55 @@ class Stats:
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A tool that a model wants called.
+
+    Attributes:
+        id: what the result names it by; Mistral's formats want nine letters and digits.
+        arguments: a JSON object, as the model wrote it: it may be broken.
+    """
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
+class ToolCallDelta:
+    """A piece of a tool call as it comes.
+
+    Attributes:
+        index: which of the answer's calls it belongs to, from 0.
+        name: in a call's first piece.
+        arguments: new JSON text of them.
+        id: in one of a call's pieces: the first, or the last where the format writes it there (v3, v7).
+    """
+
+    index: int
+    name: str | None = None
+    arguments: str = ""
+    id: str | None = None
+
+
+@dataclass(frozen=True)
 class Chunk:
     """A piece of an answer as it comes. The last one has a finish reason and the stats.
 
+    An answer that calls tools which are run goes on after that: another follows, with a last chunk of its own.
+
     Attributes:
         text: new text; empty while a character is incomplete.
+        thinking: new text of what the model reasons before it answers.
+        tool_calls: new pieces of the tools that it wants called.
         tokens: new ids, with `logprobs`, the log-probability that the model gave each, and `top_logprobs`, the
             likeliest ids at each step with theirs, as many as the option `logprobs` asks for.
-        finish_reason: "stop" (a stop token or string), "length" (max_tokens or the context is used up), "cancelled".
+        finish_reason: "stop" (a stop token or string, or the end of what a grammar allows), "length" (max_tokens or the
+            context is used up), "cancelled", "tool_rounds" (it still calls tools after as many rounds as were allowed).
     """
 
     text: str
+    thinking: str = ""
+    tool_calls: list[ToolCallDelta] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[dict[int, float]] = field(default_factory=list)
@@ -52,11 +90,14 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Completion:
-    """A whole answer: its text; the ids that were sampled, of which a stop token is the last, or some wrote a stop
-    string that is not in the text; and their log-probabilities, as in `Chunk`.
+    """A whole answer, after the last tool that was run: its text, what was reasoned before it, and the tools that it
+    wants called; the ids that were sampled, of which a stop token is the last, or some wrote a stop string that is not
+    in the text; and their log-probabilities, as in `Chunk`.
     """
 
     text: str
+    thinking: str
+    tool_calls: list[ToolCall]
     tokens: list[int]
     logprobs: list[float]
     top_logprobs: list[dict[int, float]]
@@ -66,15 +107,30 @@ class Completion:
     @classmethod
     def join(cls, chunks: Iterable[Chunk]) -> Completion:
         """A whole stream as one."""
-        every = list(chunks)  # to the very end: a chat takes note of the answer there
+        every: list[Chunk] = []
+        for chunk in chunks:  # to the very end: a chat takes note of the answer there
+            if every and every[-1].stats:
+                every = []  # tools have been run; this is the answer to their results
+            every.append(chunk)
         last = every[-1]
         assert last.finish_reason is not None
         assert last.stats is not None
         return cls(
             text="".join(c.text for c in every),
+            thinking="".join(c.thinking for c in every),
+            tool_calls=join_calls(d for c in every for d in c.tool_calls),
             tokens=[i for c in every for i in c.tokens],
             logprobs=[p for c in every for p in c.logprobs],
             top_logprobs=[t for c in every for t in c.top_logprobs],
             finish_reason=last.finish_reason,
             stats=last.stats,
         )
+
+
+def join_calls(deltas: Iterable[ToolCallDelta]) -> list[ToolCall]:
+    """The calls that the pieces make up."""
+    calls: dict[int, ToolCall] = {}
+    for d in deltas:
+        so_far = calls.get(d.index, ToolCall("", "", ""))
+        calls[d.index] = ToolCall(d.id or so_far.id, d.name or so_far.name, so_far.arguments + d.arguments)
+    return list(calls.values())

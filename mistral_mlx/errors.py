@@ -41,6 +41,10 @@ class InputError(MistralError, ValueError):
     """An option, a prompt or a token id is outside what the model or the function accepts."""
 
 
+class RequestError(InputError):
+    """A conversation, a tool or a format of the answer that cannot be expressed; names the message by its index."""
+
+
 class ContextError(InputError):
     """A sequence is longer than the model's full-attention layers can hold."""
 

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from numbers import Integral
 from pathlib import Path
 from threading import Event
@@ -19,7 +20,7 @@ from mistral_mlx.backend import peak_memory, reset_peak_memory, wire_memory
 from mistral_mlx.chat import Chat
 from mistral_mlx.completion import Chunk, Completion, Stats
 from mistral_mlx.config import ModelConfig
-from mistral_mlx.engine.decode import PREFILL_CHUNK, Progress, decode, prefill
+from mistral_mlx.engine.decode import PREFILL_CHUNK, Constraint, Progress, decode, prefill
 from mistral_mlx.engine.sampling import SamplingParams
 from mistral_mlx.engine.score import score, whole_logits
 from mistral_mlx.errors import ContextError, InputError, OutOfMemoryError, TokenizerError
@@ -28,9 +29,13 @@ from mistral_mlx.model.cache import Cache
 from mistral_mlx.model.transformer import Transformer
 from mistral_mlx.models import Window, change_window, consequence, resolve
 from mistral_mlx.text.chat import ChatFormat
-from mistral_mlx.text.decoder import StopStrings, StreamDecoder
+from mistral_mlx.text.decoder import StopStrings
 from mistral_mlx.text.files import Text, open_text
+from mistral_mlx.text.grammar import Form, FormMatcher, Vocabulary
+from mistral_mlx.text.messages import Message
+from mistral_mlx.text.reply import Piece, Reply
 from mistral_mlx.text.tokenizer import Tokenizer, decode_whole
+from mistral_mlx.text.tools import Tool
 from mistral_mlx.weights.checkpoint import open_checkpoint
 from mistral_mlx.weights.loading import load_model, plan_loading
 
@@ -154,15 +159,51 @@ class LLM:
         ids = self.checked(self.encode(prompt) if isinstance(prompt, str) else prompt)
         self.check_room(len(ids), params.max_tokens)
         cache = self.model.make_cache(len(ids) + params.max_tokens)
-        return self.run(ids, cache, 0, params, continues=True, cancel=cancel, progress=progress)
+        reply = (
+            None if isinstance(self._tokenizer, TokenizerError) else Reply(self._tokenizer, continues=True, plain=True)
+        )
+        constraint = self.constraint(params, chat=False)
+        return self.run(ids, cache, 0, params, reply, constraint, cancel=cancel, progress=progress)
 
-    def chat(self, system: str | None = None) -> Chat:
-        """Begin a conversation.
+    def fill(self, prefix: str, suffix: str, **options: Any) -> Completion:
+        """Write what belongs between two texts, with a model that was trained to: Codestral, Mathstral.
+
+        Args:
+            options: as for `stream`.
+
+        Raises:
+            RequestError: the model was not trained to.
+            MistralError: as `stream`.
+        """
+        if not prefix and not suffix:
+            raise InputError("There is nothing to fill between.", "Give a prefix or a suffix.")
+        return self.generate(self.chat_format.fill(prefix, suffix), **options)
+
+    def chat(
+        self,
+        system: str | None = None,
+        messages: Iterable[Message | Mapping[str, Any]] = (),
+        *,
+        tools: Iterable[Tool | Mapping[str, Any] | Callable[..., Any]] = (),
+        stable: bool = False,
+        reasoning_effort: str | None = None,
+    ) -> Chat:
+        """Begin a conversation, or go on with one.
+
+        Args:
+            system: what the model is told before anything else.
+            messages: what was said before; mappings as in OpenAI's API do as well.
+            tools: what the model may call: functions with type hints, or definitions in OpenAI's form.
+            stable: put the system prompt and the tools into the first message of the user, where they stay, instead of
+                into the last, as v2 to v11 do for tools and v2 and v3 for the system prompt. Then each turn reads only
+                what is new. The model was trained on the other place, and in long conversations may heed them less.
+            reasoning_effort: how much a model is to think that can be told so.
 
         Raises:
             TokenizerError: the model has no chat format.
+            RequestError: a message or a tool that no format can express.
         """
-        return Chat(self, system)
+        return Chat(self, system, messages, tools, stable=stable, reasoning_effort=reasoning_effort)
 
     def checked(self, ids: Iterable[int]) -> list[int]:
         """The ids as Python's own integers, each of them in the vocabulary.
@@ -199,6 +240,27 @@ class LLM:
         if params.stop:
             _ = self.tokenizer
         return params
+
+    def constraint(self, params: SamplingParams, *, chat: bool, calls: bool = False) -> FormMatcher | None:
+        """What holds a new answer to the form that was asked for, if one was.
+
+        Args:
+            chat: it begins an answer, rather than carrying on a text; the model may reason first.
+            calls: it may call tools instead.
+
+        Raises:
+            RequestError: a form that cannot be followed.
+            TokenizerError: the model came without a tokenizer.
+        """
+        if not (params.json_mode or params.json_schema is not None or params.regex is not None):
+            return None
+        form = Form(params.json_schema, params.regex)
+        form.check()
+        return form.begin(self._vocabulary, continues=not chat, thinks=chat, calls=calls)
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.tokenizer, self.config.vocab_size, self.stop_ids)
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -247,19 +309,20 @@ class LLM:
         cache: Cache,
         reused: int,
         params: SamplingParams,
+        reply: Reply | None,
+        constraint: Constraint | None,
         *,
-        continues: bool,
         cancel: Event | None,
         progress: Progress | None,
     ) -> Iterator[Chunk]:
-        """Read ids[reused:] into a cache that holds ids[:reused], then generate. All of it has been checked."""
+        """Read ids[reused:] into a cache that holds ids[:reused], then generate. All of it has been checked.
+
+        Args:
+            reply: what takes the answer apart; without a tokenizer there are only ids.
+        """
         start = first = time.perf_counter()
         reset_peak_memory()
         cancelled: Callable[[], bool] | None = cancel.is_set if cancel else None
-        # Without a tokenizer there are still ids.
-        decoder = (
-            None if isinstance(self._tokenizer, TokenizerError) else StreamDecoder(self._tokenizer, continues=continues)
-        )
         stop_ids, stops = self.stop_ids, StopStrings(params.stop or ())
         if (limit := self.config.context_length) is not None:
             params = replace(params, max_tokens=max(1, min(params.max_tokens, limit - len(ids) + 1)))
@@ -267,15 +330,15 @@ class LLM:
         finish, count = "cancelled", 0
         logits = prefill(self.model, ids[reused:], cache, progress=progress, cancelled=cancelled)
         if logits is not None:
-            for token in decode(self.model, logits, cache, params, ids, cancelled=cancelled):
+            for token in decode(self.model, logits, cache, params, ids, constraint=constraint, cancelled=cancelled):
                 if count == 0:
                     first = time.perf_counter()
                 count += 1
                 stopped = token.id in stop_ids
-                text = "" if stopped or not decoder else stops.feed(decoder.feed(token.id))
+                piece = Piece() if stopped or not reply else reply.feed(token.id)
                 top = [token.top] if params.logprobs else []
-                yield Chunk(text, [token.id], [token.logprob], top)
-                if stopped or stops.found:
+                yield Chunk(stops.feed(piece.text), piece.thinking, piece.calls, [token.id], [token.logprob], top)
+                if stopped or stops.found or (constraint and constraint.over):
                     finish = "stop"
                     break
                 if count == params.max_tokens:
@@ -291,11 +354,12 @@ class LLM:
             cache_bytes=cache.nbytes,
             peak_memory_bytes=peak_memory(),
         )
-        rest = stops.feed(decoder.flush()) if decoder and not stops.found else ""
+        piece = reply.flush() if reply and not stops.found else Piece()
+        rest = stops.feed(piece.text)
         if stops.found:
             finish = "stop"
         rest += stops.flush()
-        yield Chunk(rest, finish_reason=finish, stats=stats)
+        yield Chunk(rest, piece.thinking, piece.calls, finish_reason=finish, stats=stats)
 
 
 def load(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import mlx.core as mx
+import numpy as np
 
 from mistral_mlx.backend import on_gpu
 from mistral_mlx.config import ModelConfig
@@ -37,6 +39,24 @@ class Token:
     id: int
     logprob: float
     top: dict[int, float]
+
+
+class Constraint(Protocol):
+    """What an answer must look like, one token after another.
+
+    Attributes:
+        over: whether it is complete and nothing can follow.
+    """
+
+    over: bool
+
+    def allowed(self) -> np.ndarray:
+        """Which tokens may come next: (vocab,) bool, at least one of them."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """Take note of the token that came."""
+        ...
 
 
 def prefill(
@@ -100,6 +120,7 @@ def decode(
     params: SamplingParams,
     prompt: Sequence[int] = (),
     *,
+    constraint: Constraint | None = None,
     cancelled: Cancelled | None = None,
 ) -> Iterator[Token]:
     """Generate from where the cache stands, up to `max_tokens` tokens.
@@ -110,6 +131,7 @@ def decode(
     Args:
         logits: (vocab,), of the first token to generate.
         prompt: the ids that came before, for the repetition penalty.
+        constraint: what the tokens must make up; once it is over, no more come.
         cancelled: asked before each token; once it says yes, no more come.
 
     Raises:
@@ -123,7 +145,10 @@ def decode(
         if token is not None:
             logits = model(token.reshape(1, 1), cache)[0, -1]
         logits = logits.astype(mx.float32)
-        token = sample(penalties.apply(logits), params, cache.position)
+        scores = penalties.apply(logits)
+        if constraint is not None:
+            scores = mx.where(mx.array(constraint.allowed()), scores, -mx.inf)
+        token = sample(scores, params, cache.position)
         penalties.count(token)
         total = mx.logsumexp(logits)
         logprob, top = logits[token] - total, _likeliest(logits, total, params.logprobs)
@@ -134,7 +159,11 @@ def decode(
                 f"What the model computed for position {cache.position} is not a number.",
                 "Its weights are damaged, or overflow in this precision: try dtype bfloat16 or float32.",
             )
+        if constraint is not None:
+            constraint.accept(step.id)
         yield step
+        if constraint is not None and constraint.over:
+            return
 
 
 def _table(ids: mx.array, logprobs: mx.array) -> dict[int, float]:

@@ -38,6 +38,9 @@ class SamplingParams:
         seed: from 0 to 2^64 - 1. None draws one, which is then found here: the same seed gives the same text.
         stop: a string or several; the answer ends before the first that it would contain.
         logprobs: how many of the likeliest tokens to report with their log-probabilities at each step; 0 for none.
+        json_mode: the answer is a JSON object.
+        json_schema: the answer is JSON that this schema allows; a mapping, or a class of pydantic's.
+        regex: the whole answer matches this regular expression, in the syntax of Rust's regex crate.
 
     Raises:
         InputError: a value outside its range.
@@ -55,6 +58,9 @@ class SamplingParams:
     seed: int | None = None
     stop: str | Sequence[str] | None = ()
     logprobs: int = 0
+    json_mode: bool = False
+    json_schema: Mapping[str, Any] | None = None
+    regex: str | None = None
 
     def __post_init__(self) -> None:
         _check("max_tokens", _is_whole(self.max_tokens) and self.max_tokens >= 1, "a whole number from 1", self)
@@ -83,6 +89,15 @@ class SamplingParams:
         strings = isinstance(self.stop, Sequence) and all(isinstance(s, str) and s for s in self.stop)
         _check("stop", strings, "a string or several, none of them empty", self)
         _check("logprobs", _is_whole(self.logprobs) and self.logprobs >= 0, "a whole number from 0", self)
+        _check("json_mode", isinstance(self.json_mode, bool), "true or false", self)
+        if describe := getattr(self.json_schema, "model_json_schema", None):
+            object.__setattr__(self, "json_schema", describe())
+        schema = self.json_schema is None or isinstance(self.json_schema, Mapping)
+        _check("json_schema", schema, "a mapping, or a class of pydantic's", self)
+        _check("regex", self.regex is None or isinstance(self.regex, str), "a regular expression", self)
+        forms = [name for name in ("json_mode", "json_schema", "regex") if getattr(self, name) not in (None, False)]
+        if len(forms) > 1:
+            raise InputError(f"There are {' and '.join(forms)}.", "Give one form of the answer.")
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> SamplingParams:

@@ -14,9 +14,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
 from mistral_mlx.errors import TokenizerError
-from mistral_mlx.text.tokenizer import CONTROL, SPACE, USER_DEFINED, checked_text, gguf_stop_ids
-
-_GUARD = "\x01"  # a character that merges with nothing
+from mistral_mlx.text.tokenizer import CONTROL, GUARD, SPACE, USER_DEFINED, checked_text, gguf_stop_ids
 
 
 class Bpe:
@@ -51,10 +49,10 @@ class Bpe:
         self._as_they_are = dict.fromkeys(control.values(), b"") | {i: name.encode() for name, i in literal.items()}
         self.vocab_size = max(self._pieces | self._as_they_are) + 1
 
-    def encode(self, text: str, *, follows: bool = False) -> list[int]:
+    def encode(self, text: str, *, follows: bool = False, inside: bool = False) -> list[int]:
         checked_text(text)
-        if follows and self._space == "first":
-            return self._ids(_GUARD + text)[len(self._ids(_GUARD)) :]
+        if (inside and self._space != "never") or (follows and self._space == "first"):
+            return self._ids(GUARD + text)[len(self._ids(GUARD)) :]
         return self._ids(text)
 
     def to_json(self) -> str:

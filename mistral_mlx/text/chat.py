@@ -1,230 +1,320 @@
-"""Conversations to ids, as each model was trained to read them.
+"""Conversations to ids, as Mistral's models were trained to read them.
 
 Ids are put together piece by piece: what the format adds may be control tokens, what people and models wrote never is.
-mistral-common is the truth for Mistral's formats; a Jinja template serves models that bring their own.
+mistral-common is the truth for every version; models that bring a template of their own are served by `template`.
 """
 
 from __future__ import annotations
 
-import re
+import logging
 import secrets
-from collections.abc import Sequence
-from copy import copy
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, NoReturn, Protocol
+from typing import Any, Protocol
 
-from mistral_mlx.errors import InputError, TokenizerError
+from mistral_mlx.errors import InputError, RequestError, TokenizerError
+from mistral_mlx.text.messages import TOOL_NAME, Message, name_of_call, read_messages
 from mistral_mlx.text.sentencepiece import SentencePiece
 from mistral_mlx.text.tekken import Tekken
-from mistral_mlx.text.tokenizer import Tokenizer, checked_text
+from mistral_mlx.text.tokenizer import checked_text
+from mistral_mlx.text.tools import Tool
 
-Role = Literal["system", "user", "assistant"]
-
-
-@dataclass(frozen=True)
-class Message:
-    """One turn of a conversation.
-
-    Attributes:
-        ids: the ids that were sampled, but for a stop token, for a turn that a model wrote here. They are used as they
-            are: encoding the text anew often gives others, and then nothing that was computed can be used again.
-    """
-
-    role: Role
-    content: str
-    ids: tuple[int, ...] | None = None
+log = logging.getLogger("mistral_mlx")
 
 
 class ChatFormat(Protocol):
     """How a family of models writes a conversation."""
 
-    def encode(self, messages: Sequence[Message]) -> list[int]:
+    def encode(
+        self,
+        messages: Iterable[Message | Mapping[str, Any]],
+        *,
+        tools: Sequence[Tool] = (),
+        stable: bool = False,
+        reasoning_effort: str | None = None,
+        json_schema: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         """The ids of a conversation up to where the assistant's next answer begins.
 
+        Args:
+            messages: or mappings as in OpenAI's API.
+            tools: what the model may call.
+            stable: put the system prompt and the tools where they stay as the conversation grows.
+            reasoning_effort: how much a model is to think that can be told so (v15).
+            json_schema: what the answer will be held to, for formats that tell the model (v15).
+
         Raises:
-            InputError: roles in an order that the format cannot express, or text that it cannot carry.
+            RequestError: what the format cannot express; it names a message by its index.
+        """
+        ...
+
+    def fill(self, prefix: str, suffix: str) -> list[int]:
+        """The ids that ask for what belongs between two texts.
+
+        Raises:
+            RequestError: the model was not trained to.
         """
         ...
 
 
 class MistralChat:
-    """Mistral's instruct formats, by mistral-common."""
+    """Mistral's instruct formats v1 to v15, by mistral-common; the tokenizer's own version decides."""
 
     def __init__(self, tokenizer: SentencePiece | Tekken) -> None:
         self._tokenizer = tokenizer
-        self._answers: dict[str, list[int]] = {}  # ids that were sampled, by the placeholder that stands for them
+        self._warned: set[str] = set()
 
-    def encode(self, messages: Sequence[Message]) -> list[int]:
-        from mistral_common.exceptions import MistralCommonException
-        from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMessage, UserMessage
-        from mistral_common.protocol.instruct.request import ChatCompletionRequest
+    def encode(
+        self,
+        messages: Iterable[Message | Mapping[str, Any]],
+        *,
+        tools: Sequence[Tool] = (),
+        stable: bool = False,
+        reasoning_effort: str | None = None,
+        json_schema: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """As in `ChatFormat`.
 
-        answers, mark = self._answers, _Mark()
-        answers.clear()
-        turns: list[Any] = []
-        for index, message in enumerate(messages):
-            checked_text(message.content)
-            if message.role == "system":
-                turns.append(SystemMessage(content=message.content))
-            elif message.role == "user":
-                turns.append(UserMessage(content=message.content))
-            elif message.ids is None:
-                turns.append(AssistantMessage(content=message.content))
-            else:
-                answers[mark.of(index)] = list(message.ids)
-                turns.append(AssistantMessage(content=mark.of(index)))
+        v2 to v11 put the tools before the last message of the user, and v2 and v3 the system prompt into it, so they
+        move with every turn and what stood after them is read again. `stable` puts them into the first message, as v1
+        does. It costs a place that the model was not trained on: in long conversations it may heed them less.
+        """
+        version = self._tokenizer.version
+        turns = read_messages(messages, join=self._normalizer._chunk_join_str)
+        if version == "v1":
+            self._warn_of_forged_turns(turns)
+            if tools or any(m.tool_calls or m.role == "tool" for m in turns):
+                raise RequestError("This model's chat format (v1) has no tools.", "Use a later model: v0.3 and up.")
+        if reasoning_effort is not None:
+            self._check_effort(reasoning_effort)
+        given = _Given(turns, tools, stable, reasoning_effort, json_schema)
+        _ = self._instruct  # a tokenizer that lacks its version's tokens is nobody's message's fault
         try:
-            ids = list(self._common.encode_chat_completion(ChatCompletionRequest(messages=turns)).tokens)
-        except MistralCommonException as error:
-            raise InputError(
-                f"This conversation cannot be encoded: {error}", "Check the roles and their order."
+            return self._encode(given, self._validators[0])
+        except self._faults as error:
+            where, reason = self._first_fault(given, error)
+            raise RequestError(
+                f"{where} cannot be expressed in this model's chat format ({version}): {reason}",
+                "Check the roles, their order, and what each message holds.",
             ) from error
-        if answers:
-            raise InputError(
-                "This conversation cannot be encoded: its format joins or drops some of the answers.",
-                "Put a message of the user between two answers.",
+
+    def fill(self, prefix: str, suffix: str) -> list[int]:
+        from mistral_common.protocol.fim.request import FIMRequest
+
+        if "[SUFFIX]" not in self._tokenizer.control:
+            raise RequestError(
+                f"This model's format ({self._tokenizer.version}) cannot fill in the middle.",
+                "Use one that can, such as Codestral or Mathstral.",
             )
+        request = FIMRequest(prompt=checked_text(prefix), suffix=checked_text(suffix))
+        return list(self._instruct.encode_fim(request).tokens)
+
+    def _encode(self, given: _Given, validator: Any) -> list[int]:
+        request = given.request(self._tokenizer.version, self._takes_schema)
+        instruct = self._instruct
+        instruct.answers, instruct.stable = given.answers, given.stable
+        ids = list(instruct.encode_instruct(self._normalizer.from_chat_completion_request(validator(request))).tokens)
+        if given.answers:
+            raise InputError("it joins or drops some of the answers.")
         return ids
 
+    def _first_fault(self, given: _Given, error: Exception) -> tuple[str, str]:
+        """The first message that cannot follow those before it, and why; mistral-common does not name it."""
+        for count in range(1, len(given.turns) + 1):
+            try:
+                self._encode(given.up_to(count), self._validators[1])
+            except self._faults as fault:
+                return f"messages[{count - 1}]", _reason(fault)
+        return f"messages[{len(given.turns) - 1}]", _reason(error)
+
+    def _check_effort(self, effort: str) -> None:
+        known = self._settings.reasoning_effort if self._settings is not None else None
+        if known is None:
+            raise RequestError(
+                f"This model's chat format ({self._tokenizer.version}) has no reasoning effort.",
+                "Leave out reasoning_effort.",
+            )
+        if effort not in list(known.values):
+            raise RequestError(f"reasoning_effort is {effort!r}.", f"This model's: {', '.join(known.values)}.")
+
+    def _warn_of_forged_turns(self, turns: Sequence[Message]) -> None:
+        """In v1 the marks of a turn are ordinary text, which anybody can write."""
+        for i, turn in enumerate(turns):
+            if turn.ids is None and turn.content not in self._warned and "[INST]" in turn.content.replace("[/", "["):
+                self._warned.add(turn.content)
+                log.warning(
+                    "messages[%d] contains [INST] or [/INST], which this model's chat format (v1) cannot tell from the "
+                    "beginning and the end of a turn.",
+                    i,
+                )
+
+    # ---- mistral-common, imported on first use: it takes a second ---------------------------------------------------
+
     @cached_property
-    def _common(self) -> Any:
-        """mistral-common's tokenizer for this version. Imported on first use: it takes a second."""
-        from mistral_common.protocol.instruct.normalize import get_normalizer
+    def _faults(self) -> tuple[type[Exception], ...]:
+        from mistral_common.exceptions import MistralCommonException
+
+        # What its validators, its models (pydantic), its assertions and its gaps raise.
+        return MistralCommonException, ValueError, AssertionError, NotImplementedError
+
+    @cached_property
+    def _validators(self) -> tuple[Any, Any]:
+        """What checks whole conversations, and beginnings of them, which may end anywhere."""
         from mistral_common.protocol.instruct.validator import ValidationMode, get_validator
+        from mistral_common.tokens.tokenizers.base import TokenizerVersion
+
+        version = TokenizerVersion(self._tokenizer.version)
+        modes = ValidationMode.test, ValidationMode.agnostic
+        whole, beginning = (get_validator(version, mode).validate_request for mode in modes)
+        return whole, beginning
+
+    @cached_property
+    def _normalizer(self) -> Any:
+        from mistral_common.protocol.instruct.normalize import get_normalizer
+        from mistral_common.tokens.tokenizers.base import TokenizerVersion
+
+        return get_normalizer(TokenizerVersion(self._tokenizer.version), self._settings)
+
+    @property
+    def _settings(self) -> Any:
+        """What a tekken file says about the model's settings (v15)."""
+        return self._tokenizer.common.model_settings_builder if isinstance(self._tokenizer, Tekken) else None
+
+    @property
+    def _takes_schema(self) -> bool:
+        return self._settings is not None and self._settings.json_schema is not None
+
+    @cached_property
+    def _instruct(self) -> Any:
+        """mistral-common's encoder for this version, which also takes answers as the ids that were sampled."""
         from mistral_common.tokens.tokenizers import instruct
         from mistral_common.tokens.tokenizers.base import TokenizerVersion
-        from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
         from mistral_common.tokens.tokenizers.sentencepiece import SentencePieceTokenizer
 
-        version, settings = TokenizerVersion(self._tokenizer.version), None
         tokenizer: Any
         if isinstance(self._tokenizer, Tekken):
-            tokenizer, settings = copy(self._tokenizer.common), self._tokenizer.common.model_settings_builder
+            tokenizer = self._tokenizer.common
         else:
             with TemporaryDirectory() as folder:  # it only opens files, and ours may have come out of a GGUF
                 file = Path(folder) / "tokenizer.model"
                 file.write_bytes(self._tokenizer.proto)
-                tokenizer = SentencePieceTokenizer(file, version)
-        plain = tokenizer.encode
+                tokenizer = SentencePieceTokenizer(file, TokenizerVersion(self._tokenizer.version))
+            ours = self._tokenizer
+            tokenizer.encode = lambda text, bos, eos: ours.encode(text)  # which keeps [REF] in text apart
+        kind: Any = getattr(instruct, f"InstructTokenizer{self._tokenizer.version.upper()}")
 
-        def encode(text: str, bos: bool, eos: bool) -> list[int]:
-            answer = self._answers.pop(text, None)
-            return list(plain(text, bos, eos)) if answer is None else answer
+        class Encoder(kind):  # type: ignore[misc]
+            """Two changes to mistral-common's: answers that were sampled, and the stable placement."""
 
-        tokenizer.encode = encode
-        kind = getattr(instruct, f"InstructTokenizer{version.value.upper()}")
-        return MistralTokenizer(
-            kind(tokenizer), get_validator(version, ValidationMode.test), get_normalizer(version, settings)
-        )
+            answers: dict[str, list[int]]
+            stable: bool
 
+            def encode_assistant_message(self, message: Any, is_before_last_user_message: bool) -> list[int]:
+                """Ids for a marked message, unless the format drops it; with the end that the format gives it."""
+                before = is_before_last_user_message and not self.stable
+                written: list[int] = super().encode_assistant_message(message, before)
+                mark = message.tool_calls[0].function.name if message.tool_calls else message.content
+                answer = self.answers.pop(mark, None) if isinstance(mark, str) else None
+                if answer is None or not written:
+                    return written
+                return answer if message.prefix else [*answer, self.tokenizer.eos_id]
 
-class TemplateChat:
-    """A model's own Jinja template, run in a sandbox.
+            def encode_user_message(self, message: Any, tools: Any, is_last: bool, is_first: bool, **rest: Any) -> Any:
+                return super().encode_user_message(
+                    message, tools, is_first if self.stable else is_last, is_first, **rest
+                )
 
-    What was said travels through the template as a placeholder and is encoded apart, so it cannot forge the control
-    tokens that the template writes.
-    """
+            def encode_tool_message(self, message: Any, is_before_last_user_message: bool) -> Any:
+                return super().encode_tool_message(message, is_before_last_user_message and not self.stable)
 
-    def __init__(self, template: str, tokenizer: Tokenizer, bos: str = "", eos: str = "") -> None:
-        """Raises TokenizerError if the template is not valid Jinja."""
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+            def decode(self, *_: Any, **__: Any) -> str:
+                return ""  # for the sake of nobody here, and ids past the vocabulary break it
 
-        self._tokenizer = tokenizer
-        self._given = {
-            "bos_token": bos,
-            "eos_token": eos,
-            "add_generation_prompt": True,
-            "raise_exception": _refuse,
-            "strftime_now": lambda form: datetime.now().astimezone().strftime(form),
-        }
         try:
-            # The settings that transformers renders templates with.
-            environment = ImmutableSandboxedEnvironment(
-                trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-            )
-            self._template = environment.from_string(template)
-        except TemplateError as error:
+            return Encoder(tokenizer)
+        except Exception as error:  # whatever a file that lacks its version's tokens leads to
             raise TokenizerError(
-                f"The model's chat template is broken: {error}.", "Generate from plain text: LLM.generate, or --raw."
+                f"The tokenizer states version {self._tokenizer.version} and lacks its tokens: {error!r}.",
+                "Fetch it again.",
             ) from error
 
-    def encode(self, messages: Sequence[Message]) -> list[int]:
-        mark = _Mark()
-        text = self._render([{"role": m.role, "content": mark.padded(i)} for i, m in enumerate(messages)])
-        # Text stands together up to the next control token or sampled answer, as it would in the rendered whole.
-        runs: list[str | list[int]] = []
-        found: list[int] = []
-        end = 0
-        for place in mark.pattern.finditer(text):
-            runs += self._written(text[end : place.start()])
-            found.append(int(place["index"]))
-            runs.append(self._said(messages[found[-1]], trim_left=not place["left"], trim_right=not place["right"]))
-            end = place.end()
-        runs += self._written(text[end:])
-        pieces_of_marks = set(mark.pattern.sub("", text)) & set(mark.padded(0)[:5])
-        if sorted(found) != list(range(len(messages))) or pieces_of_marks:
-            raise InputError(
-                "The model's chat template leaves out or repeats parts of this conversation.",
-                "It may not know the system role: put that text into the first message, or use --raw.",
+
+class _Given:
+    """A conversation and what stands around it.
+
+    Attributes:
+        answers: ids that were sampled, by the mark that stands for them in the request.
+    """
+
+    def __init__(
+        self,
+        turns: Sequence[Message],
+        tools: Sequence[Tool],
+        stable: bool,
+        reasoning_effort: str | None,
+        json_schema: Mapping[str, Any] | None,
+    ) -> None:
+        self.turns = turns
+        self.stable = stable
+        self.answers: dict[str, list[int]] = {}
+        self._around = tools, stable, reasoning_effort, json_schema
+        self._nonce = secrets.token_hex(8)  # so that nobody can have written the marks
+
+    def up_to(self, count: int) -> _Given:
+        """The beginning of the same."""
+        return _Given(self.turns[:count], *self._around)
+
+    def request(self, version: str, takes_schema: bool) -> Any:
+        """As mistral-common takes it."""
+        from mistral_common.protocol.instruct import request as common
+        from mistral_common.protocol.instruct import tool_calls
+
+        tools, _, effort, schema = self._around
+        form = common.ResponseFormat()
+        if takes_schema and schema is not None:
+            held = common.JsonSchema(name="answer", schema=dict(schema))
+            form = common.ResponseFormat(type=common.ResponseFormats.json_schema, json_schema=held)
+        return common.ChatCompletionRequest(
+            messages=[self._turn(i, turn, version) for i, turn in enumerate(self.turns)],
+            tools=[tool_calls.Tool.from_openai(tool.definition()) for tool in tools] or None,
+            reasoning_effort=None if effort is None else common.ReasoningEffort(effort),
+            response_format=form,
+        )
+
+    def _turn(self, index: int, turn: Message, version: str) -> Any:
+        from mistral_common.protocol.instruct import chunk, messages, tool_calls
+
+        if turn.role == "system":
+            return messages.SystemMessage(content=turn.content)
+        if turn.role == "user":
+            return messages.UserMessage(content=turn.content)
+        if turn.role == "tool":
+            name = name_of_call(self.turns, turn)
+            named = name if version == "v2" and TOOL_NAME.fullmatch(name) else None  # later formats go by the id
+            return messages.ToolMessage(content=turn.content, tool_call_id=turn.tool_call_id, name=named)
+        mark = f"kept-{self._nonce}-{index}"
+        content: Any = turn.content
+        if turn.ids is not None:
+            self.answers[mark] = list(turn.ids)
+            content = None if turn.tool_calls else mark
+        elif turn.thinking:
+            closed = bool(turn.content or turn.tool_calls or not turn.prefix)
+            content = [chunk.ThinkChunk(thinking=turn.thinking, closed=closed)]
+            content += [chunk.TextChunk(text=turn.content)] if turn.content else []
+        calls = [
+            tool_calls.ToolCall(
+                id=call.id,
+                function=tool_calls.FunctionCall(
+                    name=call.name if turn.ids is None else mark, arguments="{}" if turn.ids else call.arguments
+                ),
             )
-        ids: list[int] = []
-        said = ""
-        for run in [*runs, []]:
-            if isinstance(run, str):
-                said += run
-                continue
-            if said:
-                ids += self._tokenizer.encode(said, follows=bool(ids))
-                said = ""
-            ids += run
-        return ids
-
-    def _render(self, turns: list[dict[str, str]]) -> str:
-        try:
-            return self._template.render(messages=turns, **self._given)
-        except Exception as error:  # a template can fail in any way that a program can
-            raise InputError(f"The model's chat template refuses this conversation: {error}.") from error
-
-    def _said(self, message: Message, *, trim_left: bool, trim_right: bool) -> str | list[int]:
-        if message.ids is None:
-            content = message.content.lstrip() if trim_left else message.content
-            return content.rstrip() if trim_right else content
-        return list(message.ids)
-
-    def _written(self, text: str) -> list[str | list[int]]:
-        """The template's own text, in which names of control tokens mean the tokens."""
-        control = self._tokenizer.control
-        return [[control[part]] if part in control else part for part in self._control_names.split(text)]
-
-    @cached_property
-    def _control_names(self) -> re.Pattern[str]:
-        longest_first = sorted(filter(None, self._tokenizer.control), key=len, reverse=True)
-        return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")" if longest_first else r"(?!)")
+            for call in turn.tool_calls
+        ]
+        return messages.AssistantMessage(content=content or None, tool_calls=calls or None, prefix=turn.prefix)
 
 
-_PAD = "\u2003\u2002\u2003\u2002"  # em and en spaces
-
-
-class _Mark:
-    """Placeholders for the messages of one conversation, which nobody can have written: they are drawn anew."""
-
-    def __init__(self) -> None:
-        self._nonce = secrets.token_hex(8)
-        self.pattern = re.compile(f"(?P<left>{_PAD})?\ue000{self._nonce}-(?P<index>[0-9]+)\ue001(?P<right>{_PAD})?")
-
-    def of(self, index: int) -> str:
-        return f"\ue000{self._nonce}-{index}\ue001"
-
-    def padded(self, index: int) -> str:
-        """With spaces around it whose absence tells that a template trims what was said."""
-        return f"{_PAD}{self.of(index)}{_PAD}"
-
-
-def _refuse(reason: str) -> NoReturn:
-    """What templates call to say that they cannot express a conversation."""
-    raise ValueError(reason)
+def _reason(error: Exception) -> str:
+    """What mistral-common says, on one line."""
+    return " ".join((error.message if isinstance(error, InputError) else str(error)).split()) or repr(error)

@@ -11,9 +11,10 @@ from typing import Any
 from mistral_mlx.errors import TokenizerError
 from mistral_mlx.text import bpe, sentencepiece
 from mistral_mlx.text.bpe import Bpe
-from mistral_mlx.text.chat import ChatFormat, MistralChat, TemplateChat
+from mistral_mlx.text.chat import ChatFormat, MistralChat
 from mistral_mlx.text.sentencepiece import SentencePiece
 from mistral_mlx.text.tekken import Tekken
+from mistral_mlx.text.template import TemplateChat
 from mistral_mlx.text.tokenizer import CONTROL, USER_DEFINED, Tokenizer, gguf_stop_ids
 
 _NO_TEXT = "Give token ids instead of text."

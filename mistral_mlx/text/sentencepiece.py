@@ -5,6 +5,7 @@ Read from `tokenizer.model`, or from the vocabulary of a GGUF file, which holds 
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
@@ -14,7 +15,17 @@ from typing import Any
 from sentencepiece import SentencePieceProcessor
 
 from mistral_mlx.errors import TokenizerError
-from mistral_mlx.text.tokenizer import NORMAL, SPACE, UNKNOWN, checked_text, gguf_stop_ids
+from mistral_mlx.text.tokenizer import (
+    CONTROL,
+    GUARD,
+    NORMAL,
+    SPACE,
+    UNKNOWN,
+    UNKNOWN_TEXT,
+    USER_DEFINED,
+    checked_text,
+    gguf_stop_ids,
+)
 
 Piece = tuple[str, float, int]  # its text, its score, its kind
 
@@ -29,8 +40,9 @@ class SentencePiece:
             add_bos: whether plain text begins with BOS.
         """
         self.proto = proto
-        self._model = SentencePieceProcessor()
-        self._model.LoadFromSerializedProto(proto)
+        self._model = _processor(proto)
+        # What writes text; references that a program inserts are no more in reach of it than control tokens.
+        self._writer = _processor(_guarded(proto)) if b"[REF" in proto else self._model
         self.vocab_size: int = self._model.vocab_size()
         self.bos_id: int | None = self._model.bos_id() if add_bos and self._model.bos_id() >= 0 else None
         self.stop_ids = frozenset({self._model.eos_id()} - {-1})
@@ -58,14 +70,17 @@ class SentencePiece:
                 found.append((fields[1].decode(), struct.unpack("<f", fields[2])[0], fields.get(3, NORMAL)))
         return found
 
-    def encode(self, text: str, *, follows: bool = False) -> list[int]:
-        return list(self._model.encode(checked_text(text)))
+    def encode(self, text: str, *, follows: bool = False, inside: bool = False) -> list[int]:
+        checked_text(text)
+        if inside and self.begins_with_space:
+            return list(self._writer.encode(GUARD + text)[len(self._writer.encode(GUARD)) :])
+        return list(self._writer.encode(text))
 
     def token_bytes(self, token: int) -> bytes:
         if token >= self.vocab_size or self._model.is_control(token):
             return b""
         if self._model.is_unknown(token):
-            return " \N{DOUBLE QUESTION MARK} ".encode()
+            return UNKNOWN_TEXT
         piece: str = self._model.id_to_piece(token)
         if self._model.is_byte(token):
             return bytes([int(piece[3:5], 16)])  # <0xNN>
@@ -76,6 +91,27 @@ class SentencePiece:
         if self.begins_with_space and data and self._model.id_to_piece(token).startswith(SPACE):
             data = data.removeprefix(b" ")
         return data
+
+
+_REFERENCE = re.compile(r"\[/?REF(ERENCE_DOC_[0-9]+)?\]")  # Mistral's in v3 and v7
+
+
+def _guarded(proto: bytes) -> bytes:
+    """The same model, in which text cannot become Mistral's marks for references."""
+
+    def guarded(entry: bytes) -> bytes:
+        fields = dict(_fields(entry))
+        if fields.get(3) != USER_DEFINED or not _REFERENCE.fullmatch(fields[1].decode()):
+            return entry
+        return _message((1, fields[1]), (2, struct.unpack("<f", fields[2])[0]), (3, CONTROL))
+
+    return _message(*((number, guarded(data) if number == 1 else data) for number, data in _fields(proto)))
+
+
+def _processor(proto: bytes) -> SentencePieceProcessor:
+    model = SentencePieceProcessor()
+    model.LoadFromSerializedProto(proto)
+    return model
 
 
 def from_file(path: Path, *, add_bos: bool = True) -> SentencePiece:

@@ -23,6 +23,8 @@ class Tekken:
             self.bos_id: int | None = self.common.bos_id
             self.stop_ids = frozenset({self.common.eos_id})
         except Exception as error:  # whatever a damaged file leads to
+            if "Unknown version" in str(error):
+                raise TokenizerError(f"{path}: {error}", "A newer mistral-common may know it: update it.") from error
             raise TokenizerError(f"{path} is not a tekken vocabulary: {error!r}.", "Fetch it again.") from error
         self.vocab_size = self.common.n_words
         self.pattern = str(self.common._model._pat_str)  # by which text is cut before pieces are joined
@@ -36,7 +38,7 @@ class Tekken:
         """The chat format that the file states, such as v3 or v7."""
         return str(self.common.version.value)
 
-    def encode(self, text: str, *, follows: bool = False) -> list[int]:
+    def encode(self, text: str, *, follows: bool = False, inside: bool = False) -> list[int]:
         return self.common.encode(checked_text(text), bos=False, eos=False)
 
     def token_bytes(self, token: int) -> bytes:

@@ -28,11 +28,12 @@ class Tokenizer(Protocol):
     @property
     def control(self) -> Mapping[str, int]: ...
 
-    def encode(self, text: str, *, follows: bool = False) -> list[int]:
+    def encode(self, text: str, *, follows: bool = False, inside: bool = False) -> list[int]:
         """The ids of ordinary text. Names of control tokens in it are ordinary text too.
 
         Args:
             follows: the text comes after a control token; some tokenizers write a space before it only at the start.
+            inside: it stands in the middle of a text, and no space is written before it.
 
         Raises:
             InputError: text with halves of surrogate pairs, which stand for bytes that were never text.
@@ -51,6 +52,8 @@ class Tokenizer(Protocol):
         ...
 
 
+GUARD = "\x01"  # a character that merges with nothing, put before text that stands inside another
+UNKNOWN_TEXT = " \N{DOUBLE QUESTION MARK} ".encode()  # what SentencePiece writes for an id that stands for no text
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's mark for a space
 
 

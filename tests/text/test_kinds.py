@@ -18,10 +18,12 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 import mistral_mlx as mm
 from mistral_mlx.text.bpe import Bpe
-from mistral_mlx.text.chat import Message, MistralChat, TemplateChat
+from mistral_mlx.text.chat import MistralChat
 from mistral_mlx.text.files import find_tokenizer, gguf_tokenizer, open_text
+from mistral_mlx.text.messages import Message
 from mistral_mlx.text.sentencepiece import SentencePiece
 from mistral_mlx.text.tekken import Tekken
+from mistral_mlx.text.template import TemplateChat
 from mistral_mlx.text.tokenizer import Tokenizer, decode_whole
 from tests.text.test_decoder import stream
 from tests.text.test_tokenizer import DATA, FILES, SPM, TEXTS
@@ -62,7 +64,7 @@ def test_tekken_says_what_it_is(tekken: Tekken, tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"config": {"version": "v99"}}', b"\xff"])
 def test_a_damaged_tekken_file_says_so(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "tekken.json").write_bytes(content)
-    with pytest.raises(mm.TokenizerError, match="is not a tekken vocabulary") as caught:
+    with pytest.raises(mm.TokenizerError, match=r"is not a tekken vocabulary|Unknown version: v99") as caught:
         find_tokenizer(tmp_path)
     assert caught.value.hint
 

@@ -1,0 +1,178 @@
+"""What a conversation is made of, and which conversations make sense in any format."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import string
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from mistral_mlx.completion import ToolCall
+from mistral_mlx.errors import InputError, RequestError
+from mistral_mlx.text.tokenizer import checked_text
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation.
+
+    Attributes:
+        ids: the ids that were sampled, but for a stop token, for a turn that a model wrote here. They are used as they
+            are: encoding the text anew often gives others, and then nothing that was computed can be used again.
+        thinking: what the model reasoned before it answered.
+        tool_calls: the tools that an assistant's turn asks for.
+        tool_call_id: the call that a tool's turn is the result of.
+        prefix: the beginning of an answer, which the model goes on with; only the last message can be one.
+    """
+
+    role: Role
+    content: str = ""
+    ids: tuple[int, ...] | None = None
+    thinking: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    prefix: bool = False
+
+
+_CALL_ID = re.compile(r"[a-zA-Z0-9]{9}")
+TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+
+
+def is_call_id(text: object) -> bool:
+    """Whether Mistral's formats can carry it as the id of a call."""
+    return isinstance(text, str) and _CALL_ID.fullmatch(text) is not None
+
+
+def new_call_id() -> str:
+    """A call's id that nobody used."""
+    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
+
+
+def read_messages(messages: Iterable[Message | Mapping[str, Any]], *, join: str = "\n\n") -> list[Message]:
+    """Check a conversation; messages may also be mappings as in OpenAI's API.
+
+    Args:
+        join: what stands between several parts of a message's text.
+
+    Raises:
+        RequestError: what no format can express; it names the message by its index.
+    """
+    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable):
+        raise RequestError(f"{messages!r} is no conversation.", "Give a list of messages.")
+    turns = [
+        _checked(m if isinstance(m, Message) else _of_mapping(m, f"messages[{i}]", join), f"messages[{i}]")
+        for i, m in enumerate(messages)
+    ]
+    if not turns:
+        raise RequestError("The conversation is empty.", "Give at least one message.")
+    called: dict[str, int] = {}
+    for i, turn in enumerate(turns):
+        if turn.role == "system" and any(before.role == "system" for before in turns[:i]):
+            raise RequestError(f"messages[{i}] is a second system prompt.", "Join it with the first.")
+        if turn.role == "tool":
+            if turn.tool_call_id not in called:
+                raise RequestError(
+                    f"messages[{i}] is the result of the call {turn.tool_call_id!r}, which no message before it makes.",
+                    "Put the assistant's message with its tool_calls before it.",
+                )
+            del called[str(turn.tool_call_id)]
+        for call in turn.tool_calls:
+            if call.id in called:
+                raise RequestError(f"messages[{i}] has a second call {call.id}.", "Give each call an id of its own.")
+            called[call.id] = i
+        if turn.prefix and i < len(turns) - 1:
+            raise RequestError(f"messages[{i}] is a prefix, and not the last message.", "Only the last can be one.")
+    return turns
+
+
+def name_of_call(turns: Sequence[Message], result: Message) -> str:
+    """The name of the tool that a result is from."""
+    return next(c.name for turn in turns for c in turn.tool_calls if c.id == result.tool_call_id)
+
+
+def _checked(turn: Message, where: str) -> Message:
+    if turn.role not in get_args(Role):
+        raise RequestError(f"{where} has the role {turn.role!r}.", f"Roles: {', '.join(get_args(Role))}.")
+    try:
+        for text in (turn.content, turn.thinking, *(t for c in turn.tool_calls for t in (c.name, c.arguments))):
+            checked_text(text)
+    except InputError as error:
+        raise RequestError(f"{where}: {error.message}", error.hint) from error
+    for name in ("thinking", "tool_calls", "prefix", "ids"):
+        if turn.role != "assistant" and getattr(turn, name):
+            raise RequestError(f"{where} is the {turn.role}'s and has {name}.", "Only the assistant's messages can.")
+    if (turn.role == "tool") != (turn.tool_call_id is not None):
+        raise RequestError(
+            f"{where} is the {turn.role}'s and has {'no' if turn.role == 'tool' else 'a'} tool_call_id.",
+            "A tool's result names the call that it is the result of, and nothing else does.",
+        )
+    for call in turn.tool_calls:
+        if not isinstance(call.id, str) or not call.id:
+            raise RequestError(
+                f"{where} has a call with the id {call.id!r}.", "Give it one of nine letters and digits."
+            )
+        if turn.ids is None and not TOOL_NAME.fullmatch(call.name):  # a model writes what it likes
+            raise RequestError(
+                f"{where} calls {call.name!r}, which is no tool's name.",
+                "Names are letters, digits, _ and -, up to 64.",
+            )
+    return turn
+
+
+_KEYS = {"role", "content", "thinking", "reasoning_content", "tool_calls", "tool_call_id", "prefix", "name"}
+
+
+def _of_mapping(data: Any, where: str, join: str) -> Message:
+    if not isinstance(data, Mapping):
+        raise RequestError(f"{where} is {data!r}.", "Give a Message, or a mapping with a role and a content.")
+    given = {key: value for key, value in data.items() if value not in (None, [], "", False)}
+    # The name of a tool is found by its call.
+    if unknown := given.keys() - _KEYS | ({"name"} & given.keys() if data.get("role") != "tool" else set()):
+        raise RequestError(f"{where} has {', '.join(map(repr, sorted(map(str, unknown))))}, which no format carries.")
+    if "role" not in given:
+        raise RequestError(f"{where} has no role.", f"Roles: {', '.join(get_args(Role))}.")
+    return Message(
+        role=given["role"],
+        content=_text(given.get("content", ""), f"{where}.content", join),
+        thinking=given.get("thinking", given.get("reasoning_content", "")),
+        tool_calls=tuple(
+            _call(c, f"{where}.tool_calls[{n}]") for n, c in enumerate(_list(given.get("tool_calls", []), where))
+        ),
+        tool_call_id=given.get("tool_call_id"),
+        prefix=given.get("prefix", False) is True,
+    )
+
+
+def _text(content: Any, where: str, join: str) -> str:
+    """A message's text, which may come in parts."""
+    if isinstance(content, str):
+        return content
+    texts = []
+    for n, part in enumerate(_list(content, where)):
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind != "text" or not isinstance(part.get("text"), str):
+            what = kind.removesuffix("_url").replace("_", " ") if isinstance(kind, str) else repr(part)
+            raise RequestError(f"{where}[{n}] is no text but {what}.", "This library reads text only: leave it out.")
+        texts.append(part["text"])
+    return join.join(filter(None, texts))
+
+
+def _call(data: Any, where: str) -> ToolCall:
+    function = data.get("function") if isinstance(data, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise RequestError(f"{where} is {data!r}.", "Give an id, and a function with its name and arguments.")
+    arguments = function.get("arguments")
+    if not isinstance(arguments, str):
+        arguments = json.dumps(arguments or {}, ensure_ascii=False)
+    return ToolCall(data.get("id"), function["name"], arguments)
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, (list, tuple)):
+        raise RequestError(f"{where} holds {value!r}.", "Give a list.")
+    return list(value)

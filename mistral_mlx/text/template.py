@@ -1,0 +1,312 @@
+"""Conversations to ids by a model's own Jinja template, run in a sandbox.
+
+What was said travels through the template as a mark and is encoded apart, so it cannot forge the control tokens that
+the template writes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import Any, NoReturn
+
+from mistral_mlx.errors import RequestError, TokenizerError
+from mistral_mlx.text.messages import Message, is_call_id, name_of_call, read_messages
+from mistral_mlx.text.tokenizer import Tokenizer, checked_text
+from mistral_mlx.text.tools import Tool
+
+
+class TemplateChat:
+    """A model's own template."""
+
+    def __init__(self, template: str, tokenizer: Tokenizer, bos: str = "", eos: str = "") -> None:
+        """Raises TokenizerError if the template is not valid Jinja."""
+        from jinja2 import TemplateError
+        from jinja2.meta import find_undeclared_variables
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        self._tokenizer = tokenizer
+        self._given = {
+            "bos_token": bos,
+            "eos_token": eos,
+            "raise_exception": _refuse,
+            "strftime_now": lambda form: datetime.now().astimezone().strftime(form),
+        }
+        self._thinks_in_parts = "[THINK]" in template
+        try:
+            # The settings that transformers renders templates with.
+            environment = ImmutableSandboxedEnvironment(
+                trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            )
+            environment.filters["tojson"] = _to_json
+            self._template = environment.from_string(template)
+            self._reads = find_undeclared_variables(environment.parse(template))
+        except TemplateError as error:
+            raise TokenizerError(
+                f"The model's chat template is broken: {error}.", "Generate from plain text: LLM.generate, or --raw."
+            ) from error
+
+    def encode(
+        self,
+        messages: Iterable[Message | Mapping[str, Any]],
+        *,
+        tools: Sequence[Tool] = (),
+        stable: bool = False,
+        reasoning_effort: str | None = None,
+        json_schema: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """As in `text.chat.ChatFormat`; where things stand is the template's to decide."""
+        turns = read_messages(messages)
+        if stable:
+            raise RequestError("A model's own chat template decides where things stand.", "Leave out stable.")
+        if tools and ("tools" not in self._reads or "[TOOL_CALLS]" not in self._tokenizer.control):
+            raise RequestError("This model's chat template has no tools.", "Leave them out, or use another model.")
+        around: dict[str, Any] = {}
+        if reasoning_effort is not None:
+            if "reasoning_effort" not in self._reads:
+                raise RequestError("This model's chat template has no reasoning effort.", "Leave out reasoning_effort.")
+            around["reasoning_effort"] = reasoning_effort
+        marks = _Marks()
+        if tools:
+            around["tools"] = [marks.within(tool.definition()) for tool in tools]
+        said = [self._turn(turns, turn, marks) for turn in turns]
+        text = self._render(said, add_generation_prompt=not turns[-1].prefix, **around)
+        found = list(marks.find(text))
+        if turns[-1].prefix and found:
+            text = text[: found[-1].end]  # what the template writes after an answer comes when it is whole
+        self._check_complete(text, found, marks)
+        if missing := [tool.name for tool in tools if not any(place.mark == marks.of(tool.name) for place in found)]:
+            raise RequestError(f"The model's chat template leaves out the tools {', '.join(missing)}.")
+        sampled = {
+            given["content"]: turn.ids
+            for turn, given in zip(turns, said, strict=True)
+            if turn.ids is not None and not _more_than_text(turn)
+        }
+        spans: list[_Span] = list(self._sampled(said, turns, around, text, found, marks))
+        for place in found:
+            if not any(start <= place.start < end for start, end, _ in spans):
+                ids = sampled.get(place.mark)
+                spans.append((place.start, place.end, place.text if ids is None else list(ids)))
+        return self._encode(text, sorted(spans, key=lambda span: span[0]))
+
+    def fill(self, prefix: str, suffix: str) -> list[int]:
+        control, tokenizer = self._tokenizer.control, self._tokenizer
+        if not {"[PREFIX]", "[SUFFIX]"} <= control.keys() or tokenizer.bos_id is None:
+            raise RequestError("This model cannot fill in the middle.", "Use one that can, such as Codestral.")
+        after = tokenizer.encode(checked_text(suffix), inside=True)
+        before = tokenizer.encode(checked_text(prefix), follows=True)
+        return [tokenizer.bos_id, control["[SUFFIX]"], *after, control["[PREFIX]"], *before]
+
+    def _turn(self, turns: Sequence[Message], turn: Message, marks: _Marks) -> dict[str, Any]:
+        """A message as templates take it."""
+        content: Any = marks.once(turn.content) if turn.content or not turn.tool_calls else ""
+        given: dict[str, Any] = {"role": turn.role, "content": content}
+        if turn.thinking:
+            thought = marks.of(turn.thinking)
+            if self._thinks_in_parts:
+                parts = [{"type": "thinking", "thinking": thought, "closed": True}]
+                given["content"] = parts + ([{"type": "text", "text": content}] if turn.content else [])
+            else:
+                given["reasoning_content"] = given["thinking"] = thought
+        if turn.tool_calls:
+            given["tool_calls"] = [
+                {
+                    "type": "function",
+                    "id": call.id if is_call_id(call.id) else marks.of(call.id),
+                    "function": {"name": marks.once(call.name), "arguments": marks.within(_parsed(call.arguments))},
+                }
+                for call in turn.tool_calls
+            ]
+        if turn.tool_call_id is not None:
+            given["tool_call_id"] = turn.tool_call_id if is_call_id(turn.tool_call_id) else marks.of(turn.tool_call_id)
+            given["name"] = marks.of(name_of_call(turns, turn))
+        return given
+
+    def _render(self, turns: list[dict[str, Any]], **around: Any) -> str:
+        try:
+            return self._template.render(messages=turns, **self._given, **around)
+        except Exception as error:  # a template can fail in any way that a program can
+            raise RequestError(f"The model's chat template refuses this conversation: {error}.") from error
+
+    def _check_complete(self, text: str, found: Sequence[_Place], marks: _Marks) -> None:
+        times = [sum(place.mark == mark for place in found) for mark in marks.needed]
+        if any(count != 1 for count in times) or marks.left_in(text):
+            raise RequestError(
+                "The model's chat template leaves out, repeats or cuts parts of this conversation.",
+                "It may not know one of the roles: put that text into the first message, or use --raw.",
+            )
+
+    def _sampled(
+        self,
+        given: list[dict[str, Any]],
+        turns: Sequence[Message],
+        around: dict[str, Any],
+        text: str,
+        found: Sequence[_Place],
+        marks: _Marks,
+    ) -> Iterator[_Span]:
+        """Where whole answers stand that were sampled as more than text: from where they were asked for to their end.
+
+        An answer that the template writes elsewhere, or without its thoughts, is encoded from its text.
+        """
+        ends = sorted((n for n, i in self._tokenizer.control.items() if i in self._tokenizer.stop_ids and n), key=len)
+        for index, turn in enumerate(turns):
+            if turn.ids is None or not _more_than_text(turn):
+                continue
+            asked = self._render(given[:index], add_generation_prompt=True, **around)
+            own = [p for p in found if p.start >= len(asked)]
+            forgets = bool(turn.thinking) and marks.of(turn.thinking) not in {p.mark for p in own}
+            after = next((p.end for p in reversed(own) if p.mark in _strings(given[index])), None)
+            if forgets or after is None or not text.startswith(asked):
+                continue
+            if places := [at for name in ends if (at := text.find(name, after)) >= 0]:
+                yield len(asked), min(places), list(turn.ids)
+
+    def _encode(self, text: str, spans: Iterable[_Span]) -> list[int]:
+        """The template's text with its spans in place of what stands there."""
+        # Text stands together up to the next control token or sampled answer, as it would in the rendered whole.
+        runs: list[str | list[int]] = []
+        end = 0
+        for start, stop, run in spans:
+            runs += [*self._written(text[end:start]), run]
+            end = stop
+        runs += self._written(text[end:])
+        ids: list[int] = []
+        said = ""
+        for run in [*runs, []]:
+            if isinstance(run, str):
+                said += run
+                continue
+            if said:
+                ids += self._tokenizer.encode(said, follows=bool(ids))
+                said = ""
+            ids += run
+        return ids
+
+    def _written(self, text: str) -> list[str | list[int]]:
+        """The template's own text, in which names of control tokens mean the tokens."""
+        control = self._tokenizer.control
+        return [[control[part]] if part in control else part for part in self._control_names.split(text)]
+
+    @cached_property
+    def _control_names(self) -> re.Pattern[str]:
+        longest_first = sorted(filter(None, self._tokenizer.control), key=len, reverse=True)
+        return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")" if longest_first else r"(?!)")
+
+
+_Span = tuple[int, int, str | list[int]]  # from where to where in the rendered text something else stands
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a mark stands in the rendered text, and the text that belongs there."""
+
+    start: int
+    end: int
+    mark: str
+    text: str
+
+
+_PAD = "\u2003\u2002\u2003\u2002"  # em and en spaces
+
+# Words that templates compare with, and that nobody's text is.
+_SCHEMA = frozenset(
+    {"type", "function", "name", "description", "parameters", "properties", "required", "items", "enum", "default"}
+    | {"anyOf", "additionalProperties", "object", "string", "integer", "number", "boolean", "array", "null"}
+)
+
+
+class _Marks:
+    """Marks for what people and models wrote, which nobody can have written: they are drawn anew.
+
+    Around a mark stand spaces, whose absence tells that a template trims what was said. In it stands a quotation mark:
+    the backslashes that JSON puts before it tell how often the text must be written as JSON too.
+
+    Attributes:
+        needed: those that must appear once.
+    """
+
+    def __init__(self) -> None:
+        nonce = secrets.token_hex(8)
+        self.needed: list[str] = []
+        self._form = f'{_PAD}\ue000{nonce}-%d"\ue001{_PAD}'
+        self._pattern = re.compile(
+            f'(?P<left>{_PAD})?\ue000{nonce}-(?P<index>[0-9]+)(?P<slashes>\\\\*)"\ue001(?P<right>{_PAD})?'
+        )
+        self._texts: list[str] = []
+        self._known: dict[str, str] = {}
+        self._marks: list[str] = []
+
+    def of(self, text: str) -> str:
+        """The mark for a text; the same for the same text."""
+        if text not in self._known:
+            self._known[text] = self._new(text)
+        return self._known[text]
+
+    def once(self, text: str) -> str:
+        """A mark of its own, which must appear once."""
+        self.needed.append(self._new(text))
+        return self.needed[-1]
+
+    def _new(self, text: str) -> str:
+        self._texts.append(text)
+        self._marks.append(self._form % (len(self._texts) - 1))
+        return self._marks[-1]
+
+    def within(self, value: Any) -> Any:
+        """The same structure with marks for its texts, but for the words of JSON schemas."""
+        if isinstance(value, Mapping):
+            return {self.within(key): self.within(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.within(item) for item in value]
+        return self.of(value) if isinstance(value, str) and value not in _SCHEMA else value
+
+    def find(self, text: str) -> Iterator[_Place]:
+        """Where they stand, in order."""
+        for place in self._pattern.finditer(text):
+            index = int(place["index"])
+            said = self._texts[index]
+            for _ in range((len(place["slashes"]) + 1).bit_length() - 1):
+                said = json.dumps(said, ensure_ascii=False)[1:-1]
+            said = said if place["left"] else said.lstrip()
+            said = said if place["right"] else said.rstrip()
+            yield _Place(place.start(), place.end(), self._marks[index], said)
+
+    def left_in(self, text: str) -> bool:
+        """Whether pieces of marks stand there, which are none any more."""
+        return bool(set(self._pattern.sub("", text)) & {"\ue000", "\ue001", *_PAD})
+
+
+def _more_than_text(turn: Message) -> bool:
+    return bool(turn.tool_calls or turn.thinking)
+
+
+def _strings(value: Any) -> set[str]:
+    """Every string in a structure."""
+    if isinstance(value, str):
+        return {value}
+    items = [*value.keys(), *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+    return set().union(*map(_strings, items))
+
+
+def _parsed(arguments: str) -> Any:
+    """Arguments as templates like them, if they are JSON."""
+    try:
+        return json.loads(arguments)
+    except (ValueError, RecursionError):
+        return arguments
+
+
+def _to_json(value: Any, indent: int | None = None, **_: Any) -> str:
+    """As transformers writes it: without the escapes that Jinja's own adds for HTML."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _refuse(reason: str) -> NoReturn:
+    """What templates call to say that they cannot express a conversation."""
+    raise ValueError(reason)
