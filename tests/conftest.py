@@ -22,6 +22,7 @@ from mlx.utils import tree_map  # noqa: E402
 import mistral_mlx as mm  # noqa: E402
 from mistral_mlx.config import ModelConfig  # noqa: E402
 from mistral_mlx.model.transformer import Transformer  # noqa: E402
+from tests.chat_formats import formats, peers, tekkens, tokenizers  # noqa: E402, F401  fixtures for all
 
 if TYPE_CHECKING:
     from tests.hub_server import Hub

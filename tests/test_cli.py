@@ -106,7 +106,7 @@ def test_system_and_chat(loaded: mm.LLM, capsys: pytest.CaptureFixture[str]) -> 
 def test_what_a_terminal_would_obey_is_shown_instead(
     loaded: mm.LLM, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evil = mm.Completion("", [], [], [], "stop", mm.Stats(1, 0, 1, 0.1, 1.0, 1.0, 1, 1))
+    evil = mm.Completion("", "", [], [], [], [], "stop", mm.Stats(1, 0, 1, 0.1, 1.0, 1.0, 1, 1))
     chunks = [mm.Chunk("a\x1b]0;title\x07b\x9b31m\r\n"), mm.Chunk("", finish_reason="stop", stats=evil.stats)]
     monkeypatch.setattr(type(loaded), "stream", lambda *_, **__: iter(chunks))
     for terminal, shown in ((True, "a␛]0;title␇b\ufffd31m␍\n"), (False, "a\x1b]0;title\x07b\x9b31m\r\n")):

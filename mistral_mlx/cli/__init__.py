@@ -13,7 +13,7 @@ from io import TextIOWrapper
 from pathlib import Path
 
 from mistral_mlx import __version__
-from mistral_mlx.cli import convert, generate, models
+from mistral_mlx.cli import convert, generate, models, tokens
 from mistral_mlx.cli.terminal import INTERRUPTED, clear_line
 from mistral_mlx.errors import MistralError
 
@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mistral-mlx {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     generate.add_to(commands)
+    tokens.add_to(commands)
     convert.add_to(commands)
     models.add_to(commands)
     return parser

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mistral_mlx.cli import prompt
 from mistral_mlx.cli.arguments import add_loading, add_model, loading
 from mistral_mlx.cli.terminal import INTERRUPTED, VISIBLE, size, status_line, stop_on_interrupt
+from mistral_mlx.completion import join_calls
 from mistral_mlx.errors import InputError
 
 if TYPE_CHECKING:
     from mistral_mlx.completion import Chunk, Stats
+    from mistral_mlx.llm import LLM
 
 
 def add_to(commands: Any) -> None:
@@ -28,12 +30,7 @@ def add_to(commands: Any) -> None:
         epilog="Ctrl-C stops the answer and keeps what was written.",
     )
     add_model(parser)
-    parser.add_argument("prompt", nargs="?", help="the prompt; - or nothing reads it from stdin")
-    parser.add_argument("-f", "--file", type=Path, metavar="PATH", help="read the prompt from a file")
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--chat", action="store_true", help="ask it as a question (default for instruct models)")
-    form.add_argument("--raw", action="store_true", help="carry it on as plain text (default for base models)")
-    parser.add_argument("--system", metavar="TEXT", help="a system prompt, for chat")
+    prompt.add_to(parser)
     add_loading(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON record instead of text")
     sampling = parser.add_argument_group("sampling")
@@ -69,6 +66,11 @@ def add_to(commands: Any) -> None:
         help="end before this text, taken as it is ($'\\n' is a line break in bash and zsh); may be repeated",
     )
     sampling.add_argument("--logprobs", type=int, metavar="N", help="with --json: the N likeliest tokens at each step")
+    form = parser.add_argument_group("form of the answer")
+    held = form.add_mutually_exclusive_group()
+    held.add_argument("--json-mode", action="store_true", default=None, help="a JSON object")
+    held.add_argument("--json-schema", type=Path, metavar="FILE", help="JSON that the schema in FILE allows")
+    held.add_argument("--regex", metavar="R", help="text that matches R as a whole")
     parser.set_defaults(run=_generate)
 
 
@@ -83,27 +85,22 @@ def _generate(arguments: argparse.Namespace) -> int:
         if len(sampling["logit_bias"]) < len(arguments.logit_bias):
             raise InputError("--logit-bias names a token twice.", "Give each token once.")
     if arguments.stop is not None:
-        sampling["stop"] = [_argument(text) for text in arguments.stop]
+        sampling["stop"] = [prompt.typed(text) for text in arguments.stop]
+    if arguments.json_schema is not None:
+        sampling["json_schema"] = prompt.read_json(arguments.json_schema, "--json-schema")
     params = SamplingParams(**sampling)
     sampling["seed"] = params.seed  # drawn here if none was given, so that --json can tell it
-    if arguments.raw and arguments.system is not None:
-        raise InputError("--system has no place in plain text.", "Leave out --raw, or write it into the prompt.")
     if arguments.logprobs and not arguments.json:
         raise InputError("--logprobs shows nothing without --json.", "Add --json.")
-    prompt = _read_prompt(arguments)
-    if not prompt:
-        raise InputError("The prompt is empty.", "Say something.")
-    system = None if arguments.system is None else _argument(arguments.system)
+    asked = prompt.read(arguments)
 
     from mistral_mlx.completion import Completion
     from mistral_mlx.llm import load
 
     llm = load(arguments.model, **loading(arguments))
-    chat = arguments.chat or system is not None or (llm.instruct and not arguments.raw)
-    mode = "chat" if chat else "raw"
+    mode = asked.mode or ("chat" if llm.instruct else "raw")
     with stop_on_interrupt() as cancel:
-        options: dict[str, Any] = {"cancel": cancel, "progress": status_line(_reading), **sampling}
-        chunks = llm.chat(system).stream(prompt, **options) if chat else llm.stream(prompt, **options)
+        chunks = _answer(llm, asked, mode, {"cancel": cancel, "progress": status_line(_reading), **sampling})
         completion = Completion.join(chunks if arguments.json else _echo(chunks))
     if arguments.json:
         record = {"model": arguments.model, "mode": mode, "sampling": asdict(params), **asdict(completion)}
@@ -113,44 +110,34 @@ def _generate(arguments: argparse.Namespace) -> int:
     return INTERRUPTED if completion.finish_reason == "cancelled" else 0
 
 
-def _read_prompt(arguments: argparse.Namespace) -> str:
-    """The prompt from where it was said to be; a file or stdin loses its byte order mark and last line break."""
-    if arguments.file is not None and arguments.prompt is not None:
-        raise InputError("There is a prompt and a --file.", "Give one of the two.")
-    try:
-        if arguments.file is not None:
-            return str(arguments.file.read_text(encoding="utf-8-sig")).removesuffix("\n")
-        if arguments.prompt not in (None, "-"):
-            return _argument(arguments.prompt)
-        if sys.stdin is None or (sys.stdin.isatty() and arguments.prompt is None):
-            raise InputError("There is no prompt.", "Give it as an argument, with --file, or on stdin.")
-        return sys.stdin.buffer.read().decode("utf-8-sig").removesuffix("\n")
-    except OSError as error:
-        raise InputError(f"{arguments.file} cannot be read: {error.strerror}.", "Check the path.") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"The prompt is not text in UTF-8: {error}.", "Save it as UTF-8.") from error
-
-
-def _argument(text: str) -> str:
-    """An argument as the bytes that were typed, read as UTF-8 whatever the locale says."""
-    try:
-        return os.fsencode(text).decode("utf-8")
-    except UnicodeError as error:
-        raise InputError(f"{text!r} is not text in UTF-8: {error}.", "Type it in UTF-8, or use --file.") from error
+def _answer(llm: LLM, asked: prompt.Asked, mode: prompt.Mode, options: dict[str, Any]) -> Iterator[Chunk]:
+    if mode == "chat":
+        chat = llm.chat(asked.system, asked.messages, **asked.around)
+        return chat.stream_reply(**options) if asked.prompt is None else chat.stream(asked.prompt, **options)
+    assert asked.prompt is not None
+    if asked.suffix is None:
+        return llm.stream(asked.prompt, **options)
+    return llm.stream(llm.chat_format.fill(asked.prompt, asked.suffix), **options)
 
 
 def _echo(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-    """Print the text while it passes."""
+    """Print the text while it passes, thoughts on stderr, and calls of tools as a line of JSON each."""
     terminal, last = sys.stdout.isatty(), ""
+    deltas = []
     for chunk in chunks:
+        deltas += chunk.tool_calls
+        if chunk.thinking:
+            print(chunk.thinking.translate(VISIBLE), end="", file=sys.stderr, flush=True)
         text = chunk.text.translate(VISIBLE) if terminal else chunk.text
         if text:
             sys.stdout.write(text)
             sys.stdout.flush()
             last = text
         yield chunk
-    if not last.endswith("\n"):
+    if not last.endswith("\n") and (last or not deltas):
         print(flush=True)
+    for call in join_calls(deltas):
+        print(json.dumps(asdict(call), ensure_ascii=False), flush=True)
 
 
 def _figures(stats: Stats, finish_reason: str) -> str:

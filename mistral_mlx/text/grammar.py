@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,12 +40,13 @@ class Vocabulary:
         """
         self.control = tokenizer.control
         self.size = size
+        said = [tokenizer.token_bytes(i) for i in range(size)]
         # Tokens that lose the space before them at the beginning of an answer.
-        self.loses_space = np.array([tokenizer.token_bytes(i) != tokenizer.first_bytes(i) for i in range(size)])
+        self.loses_space = np.array([tokenizer.first_bytes(i) != data for i, data in enumerate(said)])
         stops = sorted(stop_ids)
         if not stops:
             raise TokenizerError("This model has no token that ends an answer.", "Leave out the form of the answer.")
-        self.wrapped = LLTokenizer(TokenizerWrapper(_Tokens(tokenizer, size, stops[0])), n_vocab=size, eos_token=stops)
+        self.wrapped = LLTokenizer(TokenizerWrapper(_Tokens(tokenizer, said, stops[0])), n_vocab=size, eos_token=stops)
 
 
 @dataclass(frozen=True)
@@ -149,23 +150,18 @@ class FormMatcher:
 class _Tokens:
     """A tokenizer as llguidance's TokenizerWrapper takes it."""
 
-    def __init__(self, tokenizer: Tokenizer, size: int, stop: int) -> None:
-        control = set(tokenizer.control.values())
+    def __init__(self, tokenizer: Tokenizer, said: Sequence[bytes], stop: int) -> None:
         self._tokenizer = tokenizer
         self.bos_token_id = tokenizer.bos_id
         self.eos_token_id = stop
-        # What stands for no text of its own is none that a form can ask for, but by its id.
-        said = [b"" if i in control else _spelled(tokenizer, i) for i in range(size)]
-        self.tokens = [data or f"<{i}>".encode() for i, data in enumerate(said)]
-        self.special_token_ids = [i for i, data in enumerate(said) if not data]
+        # What stands for no text of its own is nothing that a form can ask for, but by its id.
+        control = set(tokenizer.control.values())
+        self.special_token_ids = [i for i, data in enumerate(said) if not data or data == UNKNOWN_TEXT or i in control]
+        special = set(self.special_token_ids)
+        self.tokens = [f"<{i}>".encode() if i in special else data for i, data in enumerate(said)]
 
     def __call__(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, inside=True)
-
-
-def _spelled(tokenizer: Tokenizer, token: int) -> bytes:
-    data = tokenizer.token_bytes(token)
-    return b"" if data == UNKNOWN_TEXT else data
 
 
 def _matcher(vocabulary: Vocabulary, grammar: str, form: Form) -> LLMatcher:

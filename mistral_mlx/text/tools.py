@@ -180,5 +180,7 @@ def _parameters(function: Callable[..., Any], where: str) -> list[inspect.Parame
         raise RequestError(f"{where}: {error}.", "Give a Python function.") from error
     for p in parameters:
         if p.kind not in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY):
-            raise RequestError(f"{where} takes {p}, which a call by names cannot give.", "Name every argument.")
+            raise RequestError(
+                f"{where} takes {str(p).split(':')[0]}, which a call by names cannot give.", "Name every argument."
+            )
     return parameters

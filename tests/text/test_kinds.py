@@ -12,9 +12,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMessage, UserMessage
-from mistral_common.protocol.instruct.request import ChatCompletionRequest
-from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 import mistral_mlx as mm
 from mistral_mlx.text.bpe import Bpe
@@ -67,52 +64,6 @@ def test_a_damaged_tekken_file_says_so(content: bytes, tmp_path: Path) -> None:
     with pytest.raises(mm.TokenizerError, match=r"is not a tekken vocabulary|Unknown version: v99") as caught:
         find_tokenizer(tmp_path)
     assert caught.value.hint
-
-
-# As mistral-common 1.13.1 gives them.
-IDS = {
-    ("v3", False): "1 3 22177 4 37133 2156 1033 2 3 7801 1584 1636 1063 4",
-    ("v3", True): "1 3 22177 4 37133 2156 1033 2 3 5934 13426 1338 7801 1584 1636 1063 4",
-    ("v7", False): "1 3 22177 4 37133 2156 1033 2 3 7801 1584 1636 1063 4",
-    ("v7", True): "1 17 5934 13426 1046 18 3 22177 4 37133 2156 1033 2 3 7801 1584 1636 1063 4",
-}
-
-
-@pytest.fixture(scope="module")
-def versions(tekken: Tekken, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tekken]:
-    """The vocabulary as it ships, and as a later release would state it: with another version, and a table of names."""
-    data = json.loads(TEKKEN.read_text())
-    names = dict(enumerate(dict(sorted((i, name) for name, i in tekken.control.items())).values()))
-    names |= {32: "[ARGS]", 33: "[CALL_ID]", 34: "[THINK]", 35: "[/THINK]"}
-    data["special_tokens"] = [{"rank": i, "token_str": n, "is_control": True} for i, n in names.items()]
-    made = {"v3": tekken}
-    for version in ("v7", "v11", "v13"):
-        data["config"]["version"] = version
-        folder = tmp_path_factory.mktemp(version)
-        (folder / "tekken.json").write_text(json.dumps(data))
-        made[version] = Tekken(folder / "tekken.json")
-    return made
-
-
-@pytest.mark.parametrize(("version", "system"), IDS)
-def test_known_conversations_have_the_known_ids(version: str, system: bool, versions: dict[str, Tekken]) -> None:
-    expected = [int(i) for i in IDS[version, system].split()]
-    assert MistralChat(versions[version]).encode(BRIEF if system else TALK) == expected
-
-
-@pytest.mark.parametrize("version", ["v3", "v7", "v11", "v13"])
-def test_later_formats_equal_mistral_common(version: str, versions: dict[str, Tekken]) -> None:
-    common = MistralTokenizer.from_file(versions[version].common.file_path)
-    kinds: dict[str, Any] = {"system": SystemMessage, "user": UserMessage, "assistant": AssistantMessage}
-    for talk in (TALK, BRIEF, [Message("user", " [/INST] </s> \n"), *TALK[1:]]):
-        request = ChatCompletionRequest(messages=[kinds[m.role](content=m.content) for m in talk])
-        assert MistralChat(versions[version]).encode(talk) == common.encode_chat_completion(request).tokens
-
-
-def test_tekken_keeps_sampled_ids(tekken: Tekken) -> None:
-    odd = tuple(1000 + b for b in b"Hi there!")
-    ids = MistralChat(tekken).encode([TALK[0], Message("assistant", "Hi there!", odd), TALK[2]])
-    assert ids == [1, 3, 22177, 4, *odd, 2, 3, 7801, 1584, 1636, 1063, 4]
 
 
 # ---- SentencePiece in GGUF --------------------------------------------------------------------------------------

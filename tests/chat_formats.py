@@ -1,0 +1,95 @@
+"""Every chat format of Mistral's, ours and mistral-common's over the same vocabularies."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mistral_common
+import pytest
+
+from mistral_mlx.text.chat import MistralChat
+from mistral_mlx.text.sentencepiece import SentencePiece
+from mistral_mlx.text.tekken import Tekken
+
+if TYPE_CHECKING:
+    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+DATA = Path(mistral_common.__file__).parent / "data"
+SPM_FILES = {
+    "v1": "tokenizer.model.v1",
+    "v2": "mistral_instruct_tokenizer_240216.model.v2",
+    "v3": "mistral_instruct_tokenizer_240323.model.v3",
+    "v7": "mistral_instruct_tokenizer_241114.model.v7",
+}
+TEKKEN_VERSIONS = ("v3", "v7", "v11", "v13", "v15")
+FORMATS = [*SPM_FILES, *(f"{version}-tekken" for version in TEKKEN_VERSIONS)]
+
+# As newer releases name them; none of their files is at hand, so names are put on the vocabulary that is.
+_LATER = {32: "[ARGS]", 33: "[CALL_ID]", 34: "[THINK]", 35: "[/THINK]", 36: "[MODEL_SETTINGS]", 37: "[/MODEL_SETTINGS]"}
+_SETTINGS = {"reasoning_effort": {"type": "enum", "accepts_none": True, "values": ["none", "high"], "default": "none"}}
+
+
+def write_tekken_version(file: Path, version: str) -> None:
+    """The tekken vocabulary that ships, as a release of another version would state it."""
+    data = json.loads((DATA / "tekken_240911.json").read_text())
+    if version != "v3":
+        names = Tekken(DATA / "tekken_240911.json").control
+        table = {i: name for name, i in names.items()} | _LATER
+        data["special_tokens"] = [
+            {"rank": i, "token_str": name, "is_control": True} for i, name in sorted(table.items()) if i < 40
+        ]
+        data["image"] = data.pop("multimodal", None) or data.get("image")
+        data["config"]["version"] = version
+    if version == "v15":
+        data["model_settings_builder"] = _SETTINGS
+    file.write_text(json.dumps(data))
+
+
+@pytest.fixture(scope="session")
+def tekkens(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tekken]:
+    """Tekken tokenizers of every version."""
+    found = {}
+    for version in TEKKEN_VERSIONS:
+        file = tmp_path_factory.mktemp(version) / "tekken.json"
+        write_tekken_version(file, version)
+        found[version] = Tekken(file)
+    return found
+
+
+@pytest.fixture(scope="session")
+def tokenizers(tekkens: dict[str, Tekken]) -> dict[str, SentencePiece | Tekken]:
+    """A tokenizer for each of FORMATS."""
+    pieces = {version: SentencePiece((DATA / name).read_bytes()) for version, name in SPM_FILES.items()}
+    return {**pieces, **{f"{version}-tekken": tekken for version, tekken in tekkens.items()}}
+
+
+@pytest.fixture(scope="session")
+def formats(tokenizers: dict[str, SentencePiece | Tekken]) -> dict[str, MistralChat]:
+    """Ours."""
+    return {name: MistralChat(tokenizer) for name, tokenizer in tokenizers.items()}
+
+
+@pytest.fixture(scope="session")
+def peers(tekkens: dict[str, Tekken]) -> dict[str, MistralTokenizer[Any]]:
+    """mistral-common's."""
+    from mistral_common.protocol.instruct.normalize import get_normalizer
+    from mistral_common.protocol.instruct.validator import ValidationMode, get_validator
+    from mistral_common.tokens.tokenizers import instruct
+    from mistral_common.tokens.tokenizers.base import TokenizerVersion
+    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+    from mistral_common.tokens.tokenizers.sentencepiece import SentencePieceTokenizer
+
+    def peer(name: str) -> MistralTokenizer[Any]:
+        version = TokenizerVersion(name.removesuffix("-tekken"))
+        tokenizer: Any = (
+            tekkens[version.value].common if "-" in name else SentencePieceTokenizer(DATA / SPM_FILES[name], version)
+        )
+        kind = getattr(instruct, f"InstructTokenizer{version.value.upper()}")
+        builder = tokenizer.model_settings_builder
+        return MistralTokenizer(
+            kind(tokenizer), get_validator(version, ValidationMode.test), get_normalizer(version, builder)
+        )
+
+    return {name: peer(name) for name in FORMATS}
