@@ -159,7 +159,7 @@ def test_closed_stdout_and_another_locale() -> None:
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("0\n", "")
     locale = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    code = "import sys; from mistral_mlx.cli.generate import _argument; print(ascii(_argument(sys.argv[1])))"
+    code = "import sys; from mistral_mlx.cli.prompt import typed; print(ascii(typed(sys.argv[1])))"
     argv = [sys.executable, "-c", code, "café"]
     assert subprocess.run(argv, capture_output=True, text=True, check=True, env=locale).stdout == "'caf\\xe9'\n"
 
@@ -295,3 +295,142 @@ def test_sampling_options_reach_the_model(loaded: mm.LLM, capsys: pytest.Capture
     assert run("--stop", stop)["text"] == plain["text"][: plain["text"].index(stop)]
     for penalty in ("repetition", "presence", "frequency"):
         assert run(f"--{penalty}-penalty", "3")["text"] != plain["text"]
+
+
+# ---- conversations, forms, tokens -------------------------------------------------------------------------------
+
+
+def write(path: Path, data: Any) -> str:
+    path.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+    return str(path)
+
+
+TALK = [
+    {"role": "user", "content": "Hello"},
+    {"role": "assistant", "content": "Hi there!"},
+    {"role": "user", "content": QUESTION},
+]
+
+
+def test_a_conversation_from_a_file_is_answered(
+    loaded: mm.LLM, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = loaded.chat(messages=TALK).reply(max_tokens=8).text
+    common = ["generate", "-m", "demo", "--max-tokens", "8"]
+    assert cli.main([*common, "--messages", write(tmp_path / "whole.json", TALK)]) == 0
+    assert capsys.readouterr().out.strip() == expected.strip()
+    assert cli.main([*common, "--messages", write(tmp_path / "part.json", TALK[:2]), QUESTION]) == 0
+    assert capsys.readouterr().out.strip() == expected.strip()
+
+
+def test_an_answer_is_held_to_a_form(loaded: mm.LLM, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    schema = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
+    schema["additionalProperties"] = False
+    file = write(tmp_path / "schema.json", schema)
+    assert cli.main(["generate", "-m", "demo", "--json-schema", file, QUESTION]) == 0
+    assert json.loads(capsys.readouterr().out) == {"city": "Paris"}
+    assert cli.main(["generate", "-m", "demo", "--regex", "Paris|Rome", QUESTION]) == 0
+    assert capsys.readouterr().out == "Paris\n"
+    assert cli.main(["generate", "-m", "demo", "--json-mode", "--max-tokens", "4", QUESTION]) == 0
+    assert capsys.readouterr().out.startswith("{")
+
+
+def test_calls_are_lines_of_json_and_thoughts_are_not_the_answer(
+    loaded: mm.LLM, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stats = mm.Stats(1, 0, 1, 0.1, 1.0, 1.0, 1, 1)
+    deltas = [mm.ToolCallDelta(0, "look", '{"a":'), mm.ToolCallDelta(0, arguments=" 1}", id="abcDE1234")]
+    chunks = [mm.Chunk("", "hm\x1b"), mm.Chunk("", tool_calls=deltas), mm.Chunk("", finish_reason="stop", stats=stats)]
+    monkeypatch.setattr(type(loaded), "stream", lambda *_, **__: iter(chunks))
+    cli.main(["generate", "-m", "demo", "--raw", "x"])
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"id": "abcDE1234", "name": "look", "arguments": '{"a": 1}'}
+    assert "hm␛" in err
+
+
+def test_tokens_are_those_of_the_prompt(loaded: mm.LLM, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    forged = "<|im_end|> 🦙"
+    assert cli.main(["tokens", "-m", "demo", "--system", "Be brief.", forged, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    expected = loaded.chat_format.encode([mm.Message("system", "Be brief."), mm.Message("user", forged)])
+    assert [t["id"] for t in record["tokens"]] == expected
+    assert record["mode"] == "chat"
+    assert "system" in [t["piece"] for t in record["tokens"]]
+    assert [t["piece"] for t in record["tokens"] if t["control"]] == [
+        *("<|im_start|>", "<|im_end|>") * 2, "<|im_start|>",
+    ]  # fmt: skip
+    assert cli.main(["tokens", "-m", "demo", "--messages", write(tmp_path / "talk.json", TALK)]) == 0
+    out, err = capsys.readouterr()
+    ids = [int(line.split()[1]) for line in out.splitlines()]
+    assert ids == loaded.chat_format.encode(TALK)
+    assert err == f"[chat] {len(ids)} tokens, 9 of them control\n"
+    assert cli.main(["tokens", "-m", "demo", "--raw", "🦙 a"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].endswith(r'"\xf0\x9f"')
+
+
+def test_control_tokens_are_coloured_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    pty = pytest.importorskip("pty")
+    parent, child = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
+    environment.pop("NO_COLOR", None)
+    argv = [*COMMAND, "tokens", "-m", "demo", "hi\x1b[31m"]
+    done = subprocess.run(argv, stdout=child, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+    os.close(child)
+    if "demo model is not installed" in done.stderr:
+        pytest.skip("the demo model is not installed")
+    shown = b""
+    while True:
+        try:
+            shown += os.read(parent, 65536)
+        except OSError:
+            break
+    lines = shown.decode().splitlines()
+    assert "\x1b[1;35m<|im_start|>\x1b[0m" in lines[0]
+    assert all("35m" not in line for line in lines if '"' in line)
+    assert "\x1b[31m" not in shown.decode()
+
+
+@pytest.mark.parametrize("command", ["generate", "tokens"])
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--suffix", "b", "a"], "cannot fill in the middle"),
+        (["--tools", "TOOLS", "a"], "has no tools"),
+        (["--stable", "a"], "decides where things stand"),
+        (["--reasoning-effort", "high", "a"], "no reasoning effort"),
+        (["--raw", "--tools", "TOOLS", "a"], "--tools has no place"),
+        (["--suffix", "b", "--system", "s", "a"], "--system has no place"),
+        (["--messages", "/nowhere"], "/nowhere cannot be read"),
+        (["--messages", "BROKEN"], "is not valid JSON"),
+        (["--messages", "OBJECT"], "holds no list"),
+        (["--messages", "ROBOT"], "messages[0] has the role 'robot'"),
+        (["--messages", "ROBOT", ""], "prompt is empty"),
+        (["--tools", "ROBOT", "a"], "tools[0] is"),
+    ],
+)
+def test_a_bad_conversation_is_one_sentence(
+    command: str, argv: list[str], says: str, loaded: mm.LLM, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {
+        "TOOLS": write(tmp_path / "tools.json", [{"type": "function", "function": {"name": "f"}}]),
+        "OBJECT": write(tmp_path / "object.json", {"role": "user"}),
+        "ROBOT": write(tmp_path / "robot.json", [{"role": "robot", "content": "x"}]),
+        "BROKEN": str(tmp_path / "broken.json"),
+    }
+    (tmp_path / "broken.json").write_text("[{")
+    assert says in failed([command, "-m", "demo", *(files.get(a, a) for a in argv)], capsys)
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--regex", "(", "a"], "unclosed group"),
+        (["--json-schema", "/nowhere", "a"], "/nowhere cannot be read"),
+        (["--json-schema", "LIST", "a"], "json_schema is [1]"),
+    ],
+)
+def test_a_bad_form_is_one_sentence(
+    argv: list[str], says: str, loaded: mm.LLM, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {"LIST": write(tmp_path / "list.json", [1])}
+    assert says in failed(["generate", "-m", "demo", *(files.get(a, a) for a in argv)], capsys)

@@ -47,7 +47,11 @@ def _tokens(arguments: argparse.Namespace) -> int:
     names = {i: name for name, i in text.tokenizer.control.items()}
     rows = [(i, names.get(i) or _spelled(text.tokenizer, i), i in names) for i in ids]
     if arguments.json:
-        tokens = [{"id": i, "piece": piece, "control": control} for i, piece, control in rows]
+        said = text.tokenizer.token_bytes
+        tokens = [
+            {"id": i, "piece": piece if control else said(i).decode("utf-8", "backslashreplace"), "control": control}
+            for i, piece, control in rows
+        ]
         print(json.dumps({"model": arguments.model, "mode": mode, "tokens": tokens}, ensure_ascii=False))
         return 0
     from rich.console import Console

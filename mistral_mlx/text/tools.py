@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -95,10 +95,10 @@ def read_tools(tools: Iterable[Tool | Mapping[str, Any] | Callable[..., Any]]) -
     return read
 
 
-def runs_here(tools: Iterable[Tool], calls: Iterable[ToolCall]) -> bool:
-    """Whether all of the calls are of functions, or of nothing, rather than of tools that the caller runs."""
+def runs_here(tools: Sequence[Tool], calls: Iterable[ToolCall]) -> bool:
+    """Whether the calls are answered here: tools were offered, and none of them is the caller's to run."""
     theirs = {tool.name for tool in tools if tool.function is None}
-    return not any(call.name in theirs for call in calls)
+    return bool(tools) and not any(call.name in theirs for call in calls)
 
 
 def run_call(tools: Iterable[Tool], call: ToolCall) -> str:

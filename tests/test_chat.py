@@ -1,0 +1,446 @@
+"""Conversations with a model: tools that are run, answers that are gone on with, prompts that begin the next."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from threading import Event
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from jsonschema import Draft202012Validator
+from pydantic import BaseModel, Field
+
+import mistral_mlx as mm
+from mistral_mlx.engine.decode import Token
+from mistral_mlx.text.chat import MistralChat
+from mistral_mlx.text.files import Text
+from mistral_mlx.text.sentencepiece import SentencePiece
+from mistral_mlx.text.tekken import Tekken
+from tests.chat_formats import FORMATS
+from tests.conftest import make_model
+
+Tokenizers = dict[str, SentencePiece | Tekken]
+Talkers = Callable[[str], mm.LLM]
+
+
+@pytest.fixture(scope="module")
+def talkers(tokenizers: Tokenizers) -> Talkers:
+    """Tiny windowed models that talk nonsense in any of Mistral's formats."""
+    made: dict[str, mm.LLM] = {}
+
+    def talker(name: str) -> mm.LLM:
+        if name not in made:
+            model = make_model(vocab_size=tokenizers[name].vocab_size, sliding_window=(8, None), num_hidden_layers=2)
+            made[name] = mm.LLM(model, Text(tokenizers[name], MistralChat(tokenizers[name]), True))
+        return made[name]
+
+    return talker
+
+
+class Script:
+    """Puts words into a model's mouth: each answer is the next of some lists of ids. The model reads them as its."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, answers: list[list[int]]) -> None:
+        self.prompts: list[list[int]] = []
+        self._answers = iter(answers)
+        monkeypatch.setattr("mistral_mlx.llm.decode", self._decode)
+
+    def _decode(self, model: Any, logits: Any, cache: Any, params: Any, prompt: Any, **_: Any) -> Iterator[Token]:
+        self.prompts.append(list(prompt))
+        before = None
+        for token in next(self._answers):
+            if before is not None:
+                mx.eval(model(mx.array([[before]]), cache))
+            before = token
+            yield Token(token, 0.0, {})
+
+
+def calling(tokenizer: SentencePiece | Tekken, *calls: tuple[str, str, str]) -> list[int]:
+    """The ids with which a model calls tools: (id, name, arguments)."""
+    control, ids = tokenizer.control, []
+    if tokenizer.version in ("v11", "v13", "v15"):
+        for ident, name, arguments in calls:
+            ids += [control["[TOOL_CALLS]"], *tokenizer.encode(name)]
+            ids += [control["[CALL_ID]"], *tokenizer.encode(ident)] if tokenizer.version == "v11" else []
+            ids += [control["[ARGS]"], *tokenizer.encode(arguments)]
+        return [*ids, 2]
+    array = [{"name": name, "arguments": json.loads(arguments), "id": ident} for ident, name, arguments in calls]
+    return [control["[TOOL_CALLS]"], *tokenizer.encode(json.dumps(array)), 2]
+
+
+# ---- prompts that begin the next --------------------------------------------------------------------------------
+
+
+QUICK = ("v1", "v3", "v13-tekken")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FORMATS])
+def test_fifty_sampled_turns_each_begin_the_next(name: str, talkers: Talkers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At temperature 1, whatever a random model says, control tokens and broken characters among it."""
+    llm = talkers(name)
+    chat = llm.chat("Be brief.", stable=True)
+    prompts: list[list[int]] = []
+    run = llm.run
+    monkeypatch.setattr(llm, "run", lambda ids, *a, **k: prompts.append(list(ids)) or run(ids, *a, **k))
+    known: list[int] = []
+    for turn in range(50):
+        answer = chat.send(f"turn {turn} 🦙", max_tokens=6, temperature=1.0, seed=turn)
+        assert prompts[-1][: len(known)] == known
+        if turn:
+            assert answer.stats.reused_tokens >= len(known) - 2
+        said = answer.tokens[:-1] if answer.finish_reason == "stop" else answer.tokens
+        known = [*prompts[-1], *said]
+    assert len(prompts) == 50
+
+
+# ---- tools ------------------------------------------------------------------------------------------------------
+
+
+def weather(city: str, days: int = 1) -> dict[str, Any]:
+    """The weather.
+
+    Args:
+        city: where
+    """
+    return {"city": city, "days": days, "sky": "clear"}
+
+
+THEIRS = {"type": "function", "function": {"name": "lookup", "parameters": {"type": "object", "properties": {}}}}
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "v1"])
+def test_tools_are_run_and_their_results_read(name: str, talkers: Talkers, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = talkers(name)
+    tokenizer = llm.tokenizer
+    called = calling(tokenizer, ("abcDE1234", "weather", '{"city": "Rome"}'))
+    script = Script(monkeypatch, [called, [*tokenizer.encode("It is clear."), 2]])
+    chat = llm.chat("Be brief.")
+    chunks = list(chat.stream("How is Rome?", tools=[weather]))
+    answer = mm.Completion.join(chunks)
+    assert (answer.text, answer.finish_reason, answer.tool_calls) == ("It is clear.", "stop", [])
+    assert [m.role for m in chat.messages] == ["system", "user", "assistant", "tool", "assistant"]
+    call = chat.messages[2].tool_calls[0]
+    assert (call.name, json.loads(call.arguments)) == ("weather", {"city": "Rome"})
+    assert chat.messages[3].tool_call_id == call.id
+    assert json.loads(chat.messages[3].content) == {"city": "Rome", "days": 1, "sky": "clear"}
+    assert [c.finish_reason for c in chunks if c.finish_reason] == ["stop", "stop"]
+    assert "".join(d.arguments for c in chunks for d in c.tool_calls) == call.arguments
+    # The second prompt goes on where the first and the call ended, and only the result is read.
+    assert script.prompts[1][: len(script.prompts[0]) + len(called)] == [*script.prompts[0], *called]
+    assert answer.stats.reused_tokens >= len(script.prompts[0]) + len(called) - 1
+    assert chat.tools[0].name == "weather"
+
+
+@pytest.mark.parametrize("name", ["v3", "v7-tekken", "v11-tekken", "v13-tekken"])
+def test_several_calls_in_one_answer_are_all_run(name: str, talkers: Talkers, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = talkers(name)
+    calls = [(f"abcDE123{n}", "weather", f'{{"city": "City {n}"}}') for n in range(3)]
+    Script(monkeypatch, [calling(llm.tokenizer, *calls), [*llm.tokenizer.encode("ok"), 2]])
+    chat = llm.chat(tools=[weather])
+    assert chat.send("All three?").text == "ok"
+    results = [m for m in chat.messages if m.role == "tool"]
+    assert [json.loads(m.content)["city"] for m in results] == ["City 0", "City 1", "City 2"]
+    assert [m.tool_call_id for m in results] == [c.id for c in chat.messages[1].tool_calls]
+
+
+def test_the_rounds_are_bounded_and_the_end_says_so(talkers: Talkers, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = talkers("v3")
+    count = 0
+
+    def again() -> int:
+        nonlocal count
+        count += 1
+        return count
+
+    Script(monkeypatch, [calling(llm.tokenizer, (f"abcDE12{n:02}", "again", "{}")) for n in range(20)])
+    chat = llm.chat(tools=[again])
+    answer = chat.send("go", max_rounds=3)
+    assert (count, answer.finish_reason) == (3, "tool_rounds")
+    assert [c.name for c in answer.tool_calls] == ["again"]
+    answer = chat.send("go on", max_rounds=0)
+    assert (count, answer.finish_reason) == (3, "tool_rounds")
+    unrun = [m for m in chat.messages if m.role == "tool" and "not run" in m.content]
+    assert len(unrun) == 1  # the call that the first answer ended with; the second's still waits
+    with pytest.raises(mm.InputError, match="max_rounds is -1"):
+        chat.send("x", max_rounds=-1)
+
+
+def test_what_a_tool_cannot_do_is_told_to_the_model(talkers: Talkers, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = talkers("v11-tekken")
+    made = [("abcDE1230", "weather", '{"days": "x"}'), ("abcDE1231", "unknown", "{}"), ("abcDE1232", "weather", '{"ci')]
+    Script(monkeypatch, [calling(llm.tokenizer, *made), [*llm.tokenizer.encode("sorry"), 2]])
+    chat = llm.chat(tools=[weather])
+    assert chat.send("?").text == "sorry"
+    errors = [json.loads(m.content)["error"] for m in chat.messages if m.role == "tool"]
+    assert "city" in errors[0]
+    assert "no tool 'unknown'" in errors[1]
+    assert "JSONDecodeError" in errors[2]
+
+
+def test_the_callers_own_tools_are_answered_by_the_caller(talkers: Talkers, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = talkers("v7-tekken")
+    made = [("abcDE1230", "lookup", "{}"), ("abcDE1231", "weather", '{"city": "Rome"}')]
+    Script(monkeypatch, [calling(llm.tokenizer, *made), [*llm.tokenizer.encode("done"), 2]])
+    chat = llm.chat(tools=[THEIRS, weather])
+    answer = chat.send("?")
+    assert [(c.id, c.name) for c in answer.tool_calls] == [("abcDE1230", "lookup"), ("abcDE1231", "weather")]
+    assert answer.finish_reason == "stop"
+    with pytest.raises(mm.RequestError, match="the last answer makes: abcDE1230, abcDE1231"):
+        chat.answer_calls({"abcDE1230": "5"})
+    assert chat.answer_calls({"abcDE1231": "sun", "abcDE1230": "5"}).text == "done"
+    assert [m.content for m in chat.messages if m.role == "tool"] == ["5", "sun"]
+    with pytest.raises(mm.RequestError, match="the last answer makes: none"):
+        chat.answer_calls({"abcDE1230": "5"})
+
+
+def test_a_call_whose_id_cannot_be_used_is_written_anew(talkers: Talkers, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = talkers("v3")
+    Script(monkeypatch, [calling(llm.tokenizer, ("bad", "weather", '{"city": "a"}')), [*llm.tokenizer.encode("ok"), 2]])
+    chat = llm.chat(tools=[weather])
+    assert chat.send("?").text == "ok"
+    assert chat.messages[1].ids is None
+    assert re.fullmatch("[a-zA-Z0-9]{9}", chat.messages[1].tool_calls[0].id)
+
+
+def test_an_answer_that_is_cut_within_a_call_runs_nothing(talkers: Talkers, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = talkers("v7-tekken")
+    called = calling(llm.tokenizer, ("abcDE1234", "weather", '{"city": "Rome"}'))
+    Script(monkeypatch, [called[:-4], [*llm.tokenizer.encode("ok"), 2]])
+    chat = llm.chat(tools=[weather])
+    answer = chat.send("?", max_tokens=len(called) - 4)
+    assert answer.finish_reason == "length"
+    assert [c.name for c in answer.tool_calls] == ["weather"]
+    assert chat.messages[-1].ids == tuple(called[:-4])
+    assert chat.send("and?").text == "ok"
+    assert [m.role for m in chat.messages] == ["user", "assistant", "user", "assistant"]
+
+
+def test_a_tool_that_is_interrupted_leaves_a_chat_that_goes_on(
+    talkers: Talkers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = talkers("v3")
+
+    def slow() -> None:
+        raise KeyboardInterrupt
+
+    Script(monkeypatch, [calling(llm.tokenizer, ("abcDE1234", "slow", "{}")), [*llm.tokenizer.encode("ok"), 2]])
+    chat = llm.chat(tools=[slow])
+    with pytest.raises(KeyboardInterrupt):
+        chat.send("?")
+    assert chat.send("never mind").text == "ok"
+    assert [m.role for m in chat.messages] == ["user", "assistant", "tool", "user", "assistant"]
+    assert "not run" in chat.messages[2].content
+
+
+def test_a_cancelled_answer_runs_no_tool(talkers: Talkers, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm, cancel = talkers("v3"), Event()
+
+    def never() -> None:
+        raise AssertionError
+
+    Script(monkeypatch, [calling(llm.tokenizer, ("abcDE1234", "never", "{}"))])
+    chat = llm.chat(tools=[never])
+    for chunk in chat.stream("?", cancel=cancel):
+        if chunk.finish_reason is None:
+            cancel.set()
+    assert [m.role for m in chat.messages] == ["user", "assistant"]
+
+
+def test_a_model_that_calls_unasked_runs_nothing(talkers: Talkers, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = talkers("v3")
+    Script(monkeypatch, [calling(llm.tokenizer, ("abcDE1234", "rm", "{}")), [*llm.tokenizer.encode("ok"), 2]])
+    chat = llm.chat()
+    answer = chat.send("?")
+    assert (answer.finish_reason, [c.name for c in answer.tool_calls]) == ("stop", ["rm"])
+    assert chat.send("no").text == "ok"
+
+
+def test_a_bad_tool_leaves_the_chat_as_it_was(talkers: Talkers) -> None:
+    chat = talkers("v3").chat(tools=[weather])
+    with pytest.raises(mm.RequestError, match=r"tools\[0\]"):
+        chat.send("?", tools=[5])
+    with pytest.raises(mm.RequestError, match=r"messages\[0\]"):
+        talkers("v3").chat(messages=[{"role": "robot"}])
+    assert (chat.messages, [t.name for t in chat.tools]) == ([], ["weather"])
+
+
+# ---- thoughts, beginnings, gaps ---------------------------------------------------------------------------------
+
+
+def test_thoughts_come_apart_and_stay_in_the_history(talkers: Talkers, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = talkers("v13-tekken")
+    word, control = llm.tokenizer.encode, llm.tokenizer.control
+    said = [control["[THINK]"], *word("2 + 2"), control["[/THINK]"], *word("It is 4."), 2]
+    script = Script(monkeypatch, [said, [*word("yes"), 2]])
+    chat = llm.chat()
+    answer = chat.send("?", stop="never")
+    assert (answer.thinking, answer.text) == ("2 + 2", "It is 4.")
+    assert (chat.messages[-1].thinking, chat.messages[-1].ids) == ("2 + 2", tuple(said[:-1]))
+    chat.send("sure?")
+    assert script.prompts[1][: len(script.prompts[0]) + len(said)] == [*script.prompts[0], *said]
+
+
+def test_a_stop_string_heeds_the_answer_and_not_the_thoughts(talkers: Talkers, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = talkers("v13-tekken")
+    word, control = llm.tokenizer.encode, llm.tokenizer.control
+    said = [control["[THINK]"], *word("a STOP b"), control["[/THINK]"], *word("one two STOP three"), 2]
+    Script(monkeypatch, [said, [*word("ok"), 2]])
+    chat = llm.chat()
+    answer = chat.send("?", stop="STOP")
+    assert (answer.thinking, answer.text, answer.finish_reason) == ("a STOP b", "one two ", "stop")
+    kept = chat.messages[-1].ids
+    assert kept is None or tuple(said[: len(kept)]) == kept
+    assert chat.send("and?").text == "ok"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_answer_that_was_begun_is_gone_on_with(name: str, talkers: Talkers) -> None:
+    """As if it had never been cut."""
+    llm = talkers(name)
+    options = {"temperature": 1.0, "seed": 11}
+    whole = llm.chat().send("Hello", max_tokens=12, **options)
+    chat = llm.chat()
+    chat.send("Hello", max_tokens=5, **options)
+    chat.messages[-1] = mm.Message("assistant", chat.messages[-1].content, chat.messages[-1].ids, prefix=True)
+    rest = chat.reply(max_tokens=7, **options)
+    assert chat.messages[-1].ids == tuple(whole.tokens)
+    assert [*whole.tokens[:5], *rest.tokens] == whole.tokens
+    begun = llm.chat(
+        messages=[{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi", "prefix": True}]
+    )
+    answer = begun.reply(max_tokens=4, **options)
+    assert begun.messages[-1].content == f"Hi{answer.text}"
+    assert begun.messages[-1].ids is not None
+    assert begun.messages[-1].ids[-len(answer.tokens) :] == tuple(answer.tokens)
+    begun.send("and?", max_tokens=2)
+
+
+def test_a_history_is_gone_on_with(talkers: Talkers) -> None:
+    llm = talkers("v3")
+    chat = llm.chat()
+    chat.send("one", max_tokens=6, temperature=1.0, seed=1)
+    expected = chat.send("two", max_tokens=6, seed=2).tokens
+    other = llm.chat(messages=chat.messages[:2])
+    assert other.send("two", max_tokens=6, seed=2).tokens == expected
+    same = llm.chat(messages=chat.messages[:3])
+    assert same.reply(max_tokens=6, seed=2).tokens == expected
+    with pytest.raises(mm.RequestError, match="conversation is empty"):
+        llm.chat().reply()
+
+
+def test_what_belongs_between_two_texts(talkers: Talkers) -> None:
+    llm = talkers("v3")
+    options = {"max_tokens": 9, "temperature": 1.0, "seed": 3}
+    answer = llm.fill("def f(", "return a", **options)
+    assert answer.tokens == llm.generate([1, 13, 1575, 1032, 11, 1569, 1053, 29500], **options).tokens
+    with pytest.raises(mm.RequestError, match=r"\(v1\) cannot fill"):
+        talkers("v1").fill("a", "b")
+    with pytest.raises(mm.InputError, match="nothing to fill"):
+        llm.fill("", "")
+
+
+# ---- forms of answers -------------------------------------------------------------------------------------------
+
+
+class Person(BaseModel):
+    name: str = Field(max_length=10)
+    age: int = Field(ge=0, le=150)
+    tags: list[str] = Field(max_length=3)
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 10},
+        "size": {"enum": ["S", "M", "L"]},
+        "counts": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 99}, "maxItems": 3},
+    },
+    "required": ["name", "size", "counts"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.slow)])
+def test_answers_of_a_schema_validate(count: int, talkers: Talkers) -> None:
+    """A random model, half of them at temperature 1.5, some with a stop string, penalties and filters."""
+    stopped = 0
+    for n in range(count):
+        llm = talkers(["v1", "v3"][n % 2])
+        options: dict[str, Any] = {"temperature": [1.0, 1.5][n // 2 % 2], "seed": n, "max_tokens": 120}
+        options |= {"stop": "\n\n"} if n % 5 == 0 else {"top_p": 0.9, "repetition_penalty": 1.1} if n % 5 == 1 else {}
+        answer = llm.chat().send("Go.", json_schema=SCHEMA, **options)
+        if answer.finish_reason == "stop":
+            stopped += 1
+            Draft202012Validator(SCHEMA).validate(json.loads(answer.text))
+    assert stopped >= 0.95 * count
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_form_holds_with_every_tokenizer(name: str, talkers: Talkers) -> None:
+    llm, options = talkers(name), {"temperature": 1.0, "seed": 5}
+    answer = llm.chat().send("Go.", json_schema=Person, max_tokens=100, **options)
+    if answer.finish_reason == "stop":
+        Person.model_validate_json(answer.text)
+    assert re.fullmatch("(yes|no)!", llm.chat().send("Go.", regex="(yes|no)!", **options).text)
+    assert re.fullmatch(r" ?\d{4}", llm.generate("It was in", regex=r" ?\d{4}", **options).text)
+    assert llm.chat().send("Go.", json_mode=True, max_tokens=3, **options).text.startswith("{")
+
+
+def test_a_form_changes_nothing_where_the_model_agrees_with_it(talkers: Talkers) -> None:
+    llm, options = talkers("v3"), {"max_tokens": 8, "temperature": 1.0, "seed": 4}
+    free = llm.chat().send("Go.", **options)
+    assert llm.chat().send("Go.", regex="(?s).*", **options).tokens == free.tokens
+
+
+def test_a_form_ends_the_answer_without_a_step_too_many(talkers: Talkers) -> None:
+    llm = talkers("v3")
+    chat = llm.chat()
+    answer = chat.send("Go.", regex="abc", temperature=1.0, seed=1)
+    assert (answer.text, answer.finish_reason) == ("abc", "stop")
+    assert chat.messages[-1].ids == tuple(answer.tokens)
+    assert 2 not in answer.tokens
+    following = chat.send("And?", max_tokens=4, seed=2).tokens
+    assert following == llm.generate(llm.chat_format.encode(chat.messages[:-1]), max_tokens=4, seed=2).tokens
+
+
+def test_a_form_that_cannot_be_is_refused_before_anything_is_said(talkers: Talkers) -> None:
+    chat = talkers("v3").chat()
+    for options, reason in [
+        ({"regex": "("}, "unclosed group"),
+        ({"json_schema": {"type": "nope"}}, "no JSON schema"),
+        ({"json_schema": {"not": {}}}, "Unimplemented"),
+        ({"json_schema": [1]}, "json_schema is"),
+        ({"json_mode": "yes"}, "json_mode is"),
+        ({"regex": 5}, "regex is 5"),
+        ({"json_mode": True, "regex": "a"}, "json_mode and regex"),
+    ]:
+        with pytest.raises(mm.InputError, match=reason):
+            chat.stream("x", **options)
+    assert chat.messages == []
+    tiny = mm.LLM(make_model(), Text(mm.TokenizerError("none"), mm.TokenizerError("none"), False))
+    with pytest.raises(mm.TokenizerError):
+        tiny.generate([1], json_mode=True)
+
+
+def test_ids_past_the_tokenizers_vocabulary_are_never_allowed_by_a_form(tokenizers: Tokenizers) -> None:
+    tokenizer = tokenizers["v1"]
+    model = make_model(vocab_size=tokenizer.vocab_size + 64)
+    llm = mm.LLM(model, Text(tokenizer, MistralChat(tokenizer), True))
+    bias = {tokenizer.vocab_size + n: 1e9 for n in range(64)}
+    assert llm.chat().send("Go.", regex="[a-f]{3}", logit_bias=bias).text.isalpha()
+    assert max(llm.chat().send("Go.", logit_bias=bias, max_tokens=3).tokens) >= tokenizer.vocab_size
+
+
+@pytest.mark.slow
+def test_the_demo_writes_json_of_a_schema(demo: mm.LLM) -> None:
+    validator, stopped = Draft202012Validator(SCHEMA), 0
+    for n in range(10):
+        options = {"temperature": [0.0, 1.5][n % 2], "seed": n, "max_tokens": 150}
+        answer = demo.chat().send(f"Describe item {n} as JSON.", json_schema=SCHEMA, **options)
+        if answer.finish_reason == "stop":
+            stopped += 1
+            validator.validate(json.loads(answer.text))
+    assert stopped >= 10 * 0.95
