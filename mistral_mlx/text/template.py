@@ -31,7 +31,9 @@ class TemplateChat:
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         self._tokenizer = tokenizer
-        self._given = {
+        self._given: dict[str, Any] = {
+            "tools": None,
+            "documents": None,
             "bos_token": bos,
             "eos_token": eos,
             "raise_exception": _refuse,
@@ -44,6 +46,7 @@ class TemplateChat:
                 trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
             )
             environment.filters["tojson"] = _to_json
+            template = _TRAINED_ON.sub(lambda tag: f"{tag[1]}{'endif' if tag[2] else 'if true'}{tag[3]}", template)
             self._template = environment.from_string(template)
             self._reads = find_undeclared_variables(environment.parse(template))
         except TemplateError as error:
@@ -70,24 +73,28 @@ class TemplateChat:
         if reasoning_effort is not None:
             if "reasoning_effort" not in self._reads:
                 raise RequestError("This model's chat template has no reasoning effort.", "Leave out reasoning_effort.")
+            if not _WORD.fullmatch(reasoning_effort):  # it is no mark, so that templates can compare it
+                raise RequestError(f"reasoning_effort is {reasoning_effort!r}.", "Give a word, such as high.")
             around["reasoning_effort"] = reasoning_effort
         marks = _Marks()
+        named = {tool.name: marks.alone(tool.name) for tool in tools}
         if tools:
-            around["tools"] = [marks.within(tool.definition()) for tool in tools]
+            around["tools"] = [_described(tool, named[tool.name], marks) for tool in tools]
         said = [self._turn(turns, turn, marks) for turn in turns]
         text = self._render(said, add_generation_prompt=not turns[-1].prefix, **around)
         found = list(marks.find(text))
         if turns[-1].prefix and found:
-            text = text[: found[-1].end]  # what the template writes after an answer comes when it is whole
+            # What the template writes after an answer comes when it is whole.
+            text = text[: self._stop(text, found[-1].end) if turns[-1].tool_calls else found[-1].end]
         self._check_complete(text, found, marks)
-        if missing := [tool.name for tool in tools if not any(place.mark == marks.of(tool.name) for place in found)]:
+        if missing := [name for name, mark in named.items() if not any(place.mark == mark for place in found)]:
             raise RequestError(f"The model's chat template leaves out the tools {', '.join(missing)}.")
         sampled = {
             given["content"]: turn.ids
             for turn, given in zip(turns, said, strict=True)
             if turn.ids is not None and not _more_than_text(turn)
         }
-        spans: list[_Span] = list(self._sampled(said, turns, around, text, found, marks))
+        spans: list[_Span] = list(self._sampled(said, turns, around, text, found))
         for place in found:
             if not any(start <= place.start < end for start, end, _ in spans):
                 ids = sampled.get(place.mark)
@@ -104,10 +111,11 @@ class TemplateChat:
 
     def _turn(self, turns: Sequence[Message], turn: Message, marks: _Marks) -> dict[str, Any]:
         """A message as templates take it."""
-        content: Any = marks.once(turn.content) if turn.content or not turn.tool_calls else ""
+        stands = turn.content or ((turn.ids is not None or turn.prefix) and not _more_than_text(turn))
+        content: Any = marks.once(turn.content) if stands else ""  # templates ask whether there is any
         given: dict[str, Any] = {"role": turn.role, "content": content}
         if turn.thinking:
-            thought = marks.of(turn.thinking)
+            thought = marks.alone(turn.thinking)
             if self._thinks_in_parts:
                 parts = [{"type": "thinking", "thinking": thought, "closed": True}]
                 given["content"] = parts + ([{"type": "text", "text": content}] if turn.content else [])
@@ -129,7 +137,7 @@ class TemplateChat:
 
     def _render(self, turns: list[dict[str, Any]], **around: Any) -> str:
         try:
-            return self._template.render(messages=turns, **self._given, **around)
+            return self._template.render({**self._given, **around, "messages": turns})
         except Exception as error:  # a template can fail in any way that a program can
             raise RequestError(f"The model's chat template refuses this conversation: {error}.") from error
 
@@ -148,24 +156,31 @@ class TemplateChat:
         around: dict[str, Any],
         text: str,
         found: Sequence[_Place],
-        marks: _Marks,
     ) -> Iterator[_Span]:
         """Where whole answers stand that were sampled as more than text: from where they were asked for to their end.
 
         An answer that the template writes elsewhere, or without its thoughts, is encoded from its text.
         """
-        ends = sorted((n for n, i in self._tokenizer.control.items() if i in self._tokenizer.stop_ids and n), key=len)
         for index, turn in enumerate(turns):
             if turn.ids is None or not _more_than_text(turn):
                 continue
-            asked = self._render(given[:index], add_generation_prompt=True, **around)
-            own = [p for p in found if p.start >= len(asked)]
-            forgets = bool(turn.thinking) and marks.of(turn.thinking) not in {p.mark for p in own}
-            after = next((p.end for p in reversed(own) if p.mark in _strings(given[index])), None)
-            if forgets or after is None or not text.startswith(asked):
+            try:
+                asked = self._render(given[:index], add_generation_prompt=True, **around)
+            except RequestError:  # the template knows no conversation that asks for this answer
                 continue
-            if places := [at for name in ends if (at := text.find(name, after)) >= 0]:
-                yield len(asked), min(places), list(turn.ids)
+            own = _own_marks(given[index])
+            places = {place.mark: place for place in found if place.start >= len(asked) and place.mark in own}
+            if len(places) < len(own) or not text.startswith(asked):
+                continue
+            after = max(place.end for place in places.values())
+            stop = len(text) if turn.prefix else self._stop(text, after)
+            if stop is not None:
+                yield len(asked), stop, list(turn.ids)
+
+    def _stop(self, text: str, after: int) -> int | None:
+        """Where the template next writes a token that ends answers."""
+        names = [name for name, i in self._tokenizer.control.items() if i in self._tokenizer.stop_ids and name]
+        return min((at for name in names if (at := text.find(name, after)) >= 0), default=None)
 
     def _encode(self, text: str, spans: Iterable[_Span]) -> list[int]:
         """The template's text with its spans in place of what stands there."""
@@ -199,6 +214,9 @@ class TemplateChat:
         return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")" if longest_first else r"(?!)")
 
 
+# Around answers, in templates that transformers trains with.
+_TRAINED_ON = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
+_WORD = re.compile("[A-Za-z0-9_-]+")
 _Span = tuple[int, int, str | list[int]]  # from where to where in the rendered text something else stands
 
 
@@ -232,7 +250,7 @@ class _Marks:
     """
 
     def __init__(self) -> None:
-        nonce = secrets.token_hex(8)
+        self._nonce = nonce = secrets.token_hex(8)
         self.needed: list[str] = []
         self._form = f'{_PAD}\ue000{nonce}-%d"\ue001{_PAD}'
         self._pattern = re.compile(
@@ -253,6 +271,10 @@ class _Marks:
         self.needed.append(self._new(text))
         return self.needed[-1]
 
+    def alone(self, text: str) -> str:
+        """A mark of its own, which templates may leave out or repeat."""
+        return self._new(text)
+
     def _new(self, text: str) -> str:
         self._texts.append(text)
         self._marks.append(self._form % (len(self._texts) - 1))
@@ -271,40 +293,49 @@ class _Marks:
         for place in self._pattern.finditer(text):
             index = int(place["index"])
             said = self._texts[index]
-            for _ in range((len(place["slashes"]) + 1).bit_length() - 1):
-                said = json.dumps(said, ensure_ascii=False)[1:-1]
+            # JSON puts quotation marks around, so what is trimmed was trimmed before.
             said = said if place["left"] else said.lstrip()
             said = said if place["right"] else said.rstrip()
+            for _ in range((len(place["slashes"]) + 1).bit_length() - 1):
+                said = json.dumps(said, ensure_ascii=False)[1:-1]
             yield _Place(place.start(), place.end(), self._marks[index], said)
 
     def left_in(self, text: str) -> bool:
         """Whether pieces of marks stand there, which are none any more."""
-        return bool(set(self._pattern.sub("", text)) & {"\ue000", "\ue001", *_PAD})
+        rest = self._pattern.sub("", text)
+        return self._nonce in rest or bool(set(rest) & {"\ue000", "\ue001", *_PAD})
 
 
 def _more_than_text(turn: Message) -> bool:
     return bool(turn.tool_calls or turn.thinking)
 
 
-def _strings(value: Any) -> set[str]:
-    """Every string in a structure."""
-    if isinstance(value, str):
-        return {value}
-    items = [*value.keys(), *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
-    return set().union(*map(_strings, items))
+def _own_marks(given: Mapping[str, Any]) -> set[str]:
+    """The marks of an answer that stand nowhere else: of its thoughts, its text, and the names of its calls."""
+    content = given["content"]
+    texts = [part[part["type"]] for part in content] if isinstance(content, list) else [content]
+    names = [call["function"]["name"] for call in given.get("tool_calls", [])]
+    return set(filter(None, [given.get("thinking"), *texts, *names]))
+
+
+def _described(tool: Tool, name: str, marks: _Marks) -> dict[str, Any]:
+    """A tool as templates take it, under a mark for its name."""
+    given = marks.within(tool.definition())
+    return {**given, "function": {**given["function"], "name": name}}
 
 
 def _parsed(arguments: str) -> Any:
-    """Arguments as templates like them, if they are JSON."""
+    """Arguments as templates like them, if they are a JSON object."""
     try:
-        return json.loads(arguments)
+        parsed = json.loads(arguments or "{}")
     except (ValueError, RecursionError):
         return arguments
+    return parsed if isinstance(parsed, dict) else arguments
 
 
-def _to_json(value: Any, indent: int | None = None, **_: Any) -> str:
+def _to_json(value: Any, indent: int | None = None, separators: tuple[str, str] | None = None, **_: Any) -> str:
     """As transformers writes it: without the escapes that Jinja's own adds for HTML."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    return json.dumps(value, ensure_ascii=False, indent=indent, separators=separators)
 
 
 def _refuse(reason: str) -> NoReturn:
