@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from typing import Any, NoReturn
 
 from mistral_mlx.errors import RequestError, TokenizerError
+from mistral_mlx.text.marks import Marks, Place
 from mistral_mlx.text.messages import Message, is_call_id, name_of_call, read_messages
 from mistral_mlx.text.tokenizer import Tokenizer, checked_text
 from mistral_mlx.text.tools import Tool
@@ -76,7 +75,7 @@ class TemplateChat:
             if not _WORD.fullmatch(reasoning_effort):  # it is no mark, so that templates can compare it
                 raise RequestError(f"reasoning_effort is {reasoning_effort!r}.", "Give a word, such as high.")
             around["reasoning_effort"] = reasoning_effort
-        marks = _Marks()
+        marks = Marks()
         named = {tool.name: marks.alone(tool.name) for tool in tools}
         if tools:
             around["tools"] = [_described(tool, named[tool.name], marks) for tool in tools]
@@ -109,7 +108,7 @@ class TemplateChat:
         before = tokenizer.encode(checked_text(prefix), follows=True)
         return [tokenizer.bos_id, control["[SUFFIX]"], *after, control["[PREFIX]"], *before]
 
-    def _turn(self, turns: Sequence[Message], turn: Message, marks: _Marks) -> dict[str, Any]:
+    def _turn(self, turns: Sequence[Message], turn: Message, marks: Marks) -> dict[str, Any]:
         """A message as templates take it."""
         stands = turn.content or ((turn.ids is not None or turn.prefix) and not _more_than_text(turn))
         content: Any = marks.once(turn.content) if stands else ""  # templates ask whether there is any
@@ -141,7 +140,7 @@ class TemplateChat:
         except Exception as error:  # a template can fail in any way that a program can
             raise RequestError(f"The model's chat template refuses this conversation: {error}.") from error
 
-    def _check_complete(self, text: str, found: Sequence[_Place], marks: _Marks) -> None:
+    def _check_complete(self, text: str, found: Sequence[Place], marks: Marks) -> None:
         times = [sum(place.mark == mark for place in found) for mark in marks.needed]
         if any(count != 1 for count in times) or marks.left_in(text):
             raise RequestError(
@@ -155,7 +154,7 @@ class TemplateChat:
         turns: Sequence[Message],
         around: dict[str, Any],
         text: str,
-        found: Sequence[_Place],
+        found: Sequence[Place],
     ) -> Iterator[_Span]:
         """Where whole answers stand that were sampled as more than text: from where they were asked for to their end.
 
@@ -220,92 +219,6 @@ _WORD = re.compile("[A-Za-z0-9_-]+")
 _Span = tuple[int, int, str | list[int]]  # from where to where in the rendered text something else stands
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a mark stands in the rendered text, and the text that belongs there."""
-
-    start: int
-    end: int
-    mark: str
-    text: str
-
-
-_PAD = "\u2003\u2002\u2003\u2002"  # em and en spaces
-
-# Words that templates compare with, and that nobody's text is.
-_SCHEMA = frozenset(
-    {"type", "function", "name", "description", "parameters", "properties", "required", "items", "enum", "default"}
-    | {"anyOf", "additionalProperties", "object", "string", "integer", "number", "boolean", "array", "null"}
-)
-
-
-class _Marks:
-    """Marks for what people and models wrote, which nobody can have written: they are drawn anew.
-
-    Around a mark stand spaces, whose absence tells that a template trims what was said. In it stands a quotation mark:
-    the backslashes that JSON puts before it tell how often the text must be written as JSON too.
-
-    Attributes:
-        needed: those that must appear once.
-    """
-
-    def __init__(self) -> None:
-        self._nonce = nonce = secrets.token_hex(8)
-        self.needed: list[str] = []
-        self._form = f'{_PAD}\ue000{nonce}-%d"\ue001{_PAD}'
-        self._pattern = re.compile(
-            f'(?P<left>{_PAD})?\ue000{nonce}-(?P<index>[0-9]+)(?P<slashes>\\\\*)"\ue001(?P<right>{_PAD})?'
-        )
-        self._texts: list[str] = []
-        self._known: dict[str, str] = {}
-        self._marks: list[str] = []
-
-    def of(self, text: str) -> str:
-        """The mark for a text; the same for the same text."""
-        if text not in self._known:
-            self._known[text] = self._new(text)
-        return self._known[text]
-
-    def once(self, text: str) -> str:
-        """A mark of its own, which must appear once."""
-        self.needed.append(self._new(text))
-        return self.needed[-1]
-
-    def alone(self, text: str) -> str:
-        """A mark of its own, which templates may leave out or repeat."""
-        return self._new(text)
-
-    def _new(self, text: str) -> str:
-        self._texts.append(text)
-        self._marks.append(self._form % (len(self._texts) - 1))
-        return self._marks[-1]
-
-    def within(self, value: Any) -> Any:
-        """The same structure with marks for its texts, but for the words of JSON schemas."""
-        if isinstance(value, Mapping):
-            return {self.within(key): self.within(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [self.within(item) for item in value]
-        return self.of(value) if isinstance(value, str) and value not in _SCHEMA else value
-
-    def find(self, text: str) -> Iterator[_Place]:
-        """Where they stand, in order."""
-        for place in self._pattern.finditer(text):
-            index = int(place["index"])
-            said = self._texts[index]
-            # JSON puts quotation marks around, so what is trimmed was trimmed before.
-            said = said if place["left"] else said.lstrip()
-            said = said if place["right"] else said.rstrip()
-            for _ in range((len(place["slashes"]) + 1).bit_length() - 1):
-                said = json.dumps(said, ensure_ascii=False)[1:-1]
-            yield _Place(place.start(), place.end(), self._marks[index], said)
-
-    def left_in(self, text: str) -> bool:
-        """Whether pieces of marks stand there, which are none any more."""
-        rest = self._pattern.sub("", text)
-        return self._nonce in rest or bool(set(rest) & {"\ue000", "\ue001", *_PAD})
-
-
 def _more_than_text(turn: Message) -> bool:
     return bool(turn.tool_calls or turn.thinking)
 
@@ -318,7 +231,7 @@ def _own_marks(given: Mapping[str, Any]) -> set[str]:
     return set(filter(None, [given.get("thinking"), *texts, *names]))
 
 
-def _described(tool: Tool, name: str, marks: _Marks) -> dict[str, Any]:
+def _described(tool: Tool, name: str, marks: Marks) -> dict[str, Any]:
     """A tool as templates take it, under a mark for its name."""
     given = marks.within(tool.definition())
     return {**given, "function": {**given["function"], "name": name}}
