@@ -48,17 +48,16 @@ class Chat:
     def __init__(
         self,
         llm: LLM,
-        system: str | None = None,
+        system: str | Sequence[Mapping[str, Any]] | None = None,
         messages: Iterable[Message | Mapping[str, Any]] = (),
         tools: Iterable[Tool | Mapping[str, Any] | Callable[..., Any]] = (),
         *,
         stable: bool = False,
         reasoning_effort: str | None = None,
     ) -> None:
-        before = [] if system is None else [Message("system", checked_text(system))]
-        self.messages: list[Message] = before + list(messages)  # type: ignore[arg-type]
-        if self.messages:
-            self.messages = read_messages(self.messages)
+        before = [] if system is None else [{"role": "system", "content": system}]
+        given = [*before, *messages]
+        self.messages: list[Message] = read_messages(given) if given else []
         self.tools: tuple[Tool, ...] = read_tools(tools)
         self._llm = llm
         self._format = llm.chat_format

@@ -181,7 +181,7 @@ class LLM:
 
     def chat(
         self,
-        system: str | None = None,
+        system: str | Sequence[Mapping[str, Any]] | None = None,
         messages: Iterable[Message | Mapping[str, Any]] = (),
         *,
         tools: Iterable[Tool | Mapping[str, Any] | Callable[..., Any]] = (),
@@ -191,7 +191,8 @@ class LLM:
         """Begin a conversation, or go on with one.
 
         Args:
-            system: what the model is told before anything else.
+            system: what the model is told before anything else; in parts, as in OpenAI's API, where it shows how to
+                think: {"type": "text", "text": …} and {"type": "thinking", "thinking": …}.
             messages: what was said before; mappings as in OpenAI's API do as well.
             tools: what the model may call: functions with type hints, or definitions in OpenAI's form.
             stable: put the system prompt and the tools into the first message of the user, where they stay, instead of

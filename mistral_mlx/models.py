@@ -13,7 +13,9 @@ from mistral_mlx.config import ModelConfig
 from mistral_mlx.errors import HubError, InputError
 from mistral_mlx.memory import Memory
 from mistral_mlx.model.cache import cache_bytes
+from mistral_mlx.text.files import Text, open_text
 from mistral_mlx.weights.checkpoint import IN_FOLDERS, Checkpoint, open_checkpoint, read_config
+from mistral_mlx.weights.formats.gguf import read_header
 from mistral_mlx.weights.loading import plan_loading
 from mistral_mlx.weights.names import expected_shapes
 
@@ -223,6 +225,21 @@ def info(model: str | Path, dtype: str | None = None, window: Window = "config")
         memory=Memory.predict(config, loaded, _CONTEXTS[0], plan.dtype.size),
         cache=cache_table(config, plan.dtype.size),
     )
+
+
+def text_of(model: str | Path, *, progress: hub.Progress | None = None) -> Text:
+    """The tokenizer and the chat format of a model, without its weights; a folder that holds only these will do.
+
+    Args:
+        progress: as for `resolve`.
+
+    Raises:
+        MistralError: as `resolve`, or a GGUF file that is damaged. What is missing is in `Text`.
+    """
+    path = resolve(model, progress=progress)
+    if path.is_file() and path.suffix not in IN_FOLDERS:
+        return open_text(path, read_header(path).metadata)
+    return open_text(path.parent if path.is_file() else path, {})
 
 
 def cache_table(config: ModelConfig, itemsize: int) -> list[CacheRow]:

@@ -315,8 +315,8 @@ TALK = [
 def test_a_conversation_from_a_file_is_answered(
     loaded: mm.LLM, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = loaded.chat(messages=TALK).reply(max_tokens=8).text
-    common = ["generate", "-m", "demo", "--max-tokens", "8"]
+    expected = loaded.chat(messages=TALK).reply(max_tokens=3).text
+    common = ["generate", "-m", "demo", "--max-tokens", "3"]
     assert cli.main([*common, "--messages", write(tmp_path / "whole.json", TALK)]) == 0
     assert capsys.readouterr().out.strip() == expected.strip()
     assert cli.main([*common, "--messages", write(tmp_path / "part.json", TALK[:2]), QUESTION]) == 0

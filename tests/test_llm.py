@@ -339,7 +339,7 @@ def answer_fresh(llm: mm.LLM, messages: list[mm.Message], **options: object) -> 
 def test_every_turn_equals_a_fresh_reading_of_the_conversation(talker: mm.LLM, system: str | None) -> None:
     """Far beyond the window and its slack, with turns taken back and said anew."""
     chat = talker.chat(system)
-    options = {"max_tokens": 60, "temperature": 1.0}
+    options = {"max_tokens": 40, "temperature": 1.0}
     for turn in range(5):
         before = [*chat.messages, mm.Message("user", f"turn {turn}")]
         done = chat.send(f"turn {turn}", seed=turn, **options)

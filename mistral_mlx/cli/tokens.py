@@ -22,8 +22,8 @@ def add_to(commands: Any) -> None:
     parser = commands.add_parser(
         "tokens",
         help="show a prompt as a model reads it",
-        description="Show the ids of a prompt and what each stands for, control tokens in colour. The weights are not "
-        "loaded. What is in quotation marks is text, in JSON's spelling; \\xf0 is a byte of a character.",
+        description="Show the ids of a prompt and what each stands for, control tokens in colour. A folder with a "
+        "tokenizer will do. What is in quotation marks is text, in JSON's spelling; \\xf0 is a byte of a character.",
     )
     add_model(parser)
     prompt.add_to(parser)
@@ -34,12 +34,9 @@ def add_to(commands: Any) -> None:
 def _tokens(arguments: argparse.Namespace) -> int:
     asked = prompt.read(arguments)
 
-    from mistral_mlx.models import resolve
-    from mistral_mlx.text.files import open_text
-    from mistral_mlx.weights.checkpoint import open_checkpoint
+    from mistral_mlx.models import text_of
 
-    checkpoint = open_checkpoint(resolve(arguments.model, progress=fetching(arguments.model)))
-    text = open_text(checkpoint.path, checkpoint.metadata, checkpoint.config.vocab_size)
+    text = text_of(arguments.model, progress=fetching(arguments.model))
     if isinstance(text.tokenizer, TokenizerError):
         raise text.tokenizer
     mode = asked.mode or ("chat" if text.instruct else "raw")

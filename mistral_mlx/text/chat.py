@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from mistral_mlx.errors import InputError, RequestError, TokenizerError
-from mistral_mlx.text.messages import TOOL_NAME, Message, name_of_call, read_messages
+from mistral_mlx.text.messages import TOOL_NAME, Message, Thought, name_of_call, read_messages
 from mistral_mlx.text.sentencepiece import SentencePiece
 from mistral_mlx.text.tekken import Tekken
 from mistral_mlx.text.tokenizer import checked_text
@@ -287,7 +287,12 @@ class _Given:
         from mistral_common.protocol.instruct import chunk, messages, tool_calls
 
         if turn.role == "system":
-            return messages.SystemMessage(content=turn.content)
+            thought = [isinstance(part, Thought) for part in turn.parts]
+            parts: Any = [
+                chunk.ThinkChunk(thinking=part) if thinks else chunk.TextChunk(text=part)
+                for part, thinks in zip(turn.parts, thought, strict=True)
+            ]
+            return messages.SystemMessage(content=parts or turn.content)
         if turn.role == "user":
             return messages.UserMessage(content=turn.content)
         if turn.role == "tool":

@@ -34,11 +34,11 @@ class Text:
     instruct: bool
 
 
-def open_text(path: Path, metadata: Mapping[str, Any], vocab_size: int) -> Text:
+def open_text(path: Path, metadata: Mapping[str, Any], vocab_size: int | None = None) -> Text:
     """Look at a model's folder, or at the metadata of its GGUF file.
 
     Args:
-        vocab_size: the model's.
+        vocab_size: the model's, if it is known, to see that the tokenizer is the model's own.
     """
     settings: Mapping[str, Any] = {}
     try:
@@ -48,7 +48,8 @@ def open_text(path: Path, metadata: Mapping[str, Any], vocab_size: int) -> Text:
             settings = _settings(path)
             tokenizer = find_tokenizer(path)
         # Names beyond the model's rows, such as a padding token, do no harm as long as no text becomes them.
-        if not set(range(vocab_size, tokenizer.vocab_size)) <= set(tokenizer.control.values()):
+        size = tokenizer.vocab_size if vocab_size is None else vocab_size
+        if not set(range(size, tokenizer.vocab_size)) <= set(tokenizer.control.values()):
             raise TokenizerError(
                 f"The tokenizer has {tokenizer.vocab_size} ids, the model {vocab_size}.",
                 "The tokenizer is another model's.",

@@ -17,6 +17,10 @@ from mistral_mlx.text.tokenizer import checked_text
 Role = Literal["system", "user", "assistant", "tool"]
 
 
+class Thought(str):
+    """A part of a system prompt that shows the model how to think: it stands between [THINK] and [/THINK]."""
+
+
 @dataclass(frozen=True)
 class Message:
     """One turn of a conversation.
@@ -28,6 +32,7 @@ class Message:
         tool_calls: the tools that an assistant's turn asks for.
         tool_call_id: the call that a tool's turn is the result of.
         prefix: the beginning of an answer, which the model goes on with; only the last message can be one.
+        parts: the content of a system prompt that has Thoughts in it, piece by piece.
     """
 
     role: Role
@@ -37,6 +42,7 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     prefix: bool = False
+    parts: tuple[str, ...] = ()
 
 
 _CALL_ID = re.compile(r"[a-zA-Z0-9]{9}")
@@ -103,6 +109,8 @@ def _checked(turn: Message, where: str) -> Message:
             checked_text(text)
     except InputError as error:
         raise RequestError(f"{where}: {error.message}", error.hint) from error
+    if turn.parts and (turn.role != "system" or "".join(turn.parts) != turn.content):
+        raise RequestError(f"{where} has parts that are not its content.", "Only a system prompt has parts.")
     for name in ("thinking", "tool_calls", "prefix", "ids"):
         if turn.role != "assistant" and getattr(turn, name):
             raise RequestError(f"{where} is the {turn.role}'s and has {name}.", "Only the assistant's messages can.")
@@ -136,30 +144,42 @@ def _of_mapping(data: Any, where: str, join: str) -> Message:
         raise RequestError(f"{where} has {', '.join(map(repr, sorted(map(str, unknown))))}, which no format carries.")
     if "role" not in given:
         raise RequestError(f"{where} has no role.", f"Roles: {', '.join(get_args(Role))}.")
+    parts = _parts(given.get("content", ""), f"{where}.content")
+    texts = [part for part in parts if not isinstance(part, Thought)]
+    thoughts = [part for part in parts if isinstance(part, Thought)]
+    content, thinking = join.join(filter(None, texts)), given.get("thinking", given.get("reasoning_content", ""))
+    if thoughts and given["role"] == "assistant" and parts[: len(thoughts)] == thoughts and not thinking:
+        thinking, thoughts = join.join(thoughts), []
+    if thoughts and given["role"] != "system":
+        raise RequestError(f"{where}.content has a thought.", "They stand in system prompts and before answers.")
     return Message(
         role=given["role"],
-        content=_text(given.get("content", ""), f"{where}.content", join),
-        thinking=given.get("thinking", given.get("reasoning_content", "")),
+        content="".join(parts) if thoughts else content,
+        thinking=thinking,
         tool_calls=tuple(
             _call(c, f"{where}.tool_calls[{n}]") for n, c in enumerate(_list(given.get("tool_calls", []), where))
         ),
         tool_call_id=given.get("tool_call_id"),
         prefix=given.get("prefix", False) is True,
+        parts=tuple(parts) if thoughts else (),
     )
 
 
-def _text(content: Any, where: str, join: str) -> str:
-    """A message's text, which may come in parts."""
+def _parts(content: Any, where: str) -> list[str]:
+    """A message's text, which may come in parts, thoughts among them."""
     if isinstance(content, str):
-        return content
-    texts = []
+        return [content]
+    parts: list[str] = []
     for n, part in enumerate(_list(content, where)):
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind != "text" or not isinstance(part.get("text"), str):
+        if kind == "thinking":
+            parts.append(Thought("".join(_parts(part.get("thinking"), f"{where}[{n}].thinking"))))
+        elif kind == "text" and isinstance(part.get("text"), str):
+            parts.append(part["text"])
+        else:
             what = kind.removesuffix("_url").replace("_", " ") if isinstance(kind, str) else repr(part)
             raise RequestError(f"{where}[{n}] is no text but {what}.", "This library reads text only: leave it out.")
-        texts.append(part["text"])
-    return join.join(filter(None, texts))
+    return parts
 
 
 def _call(data: Any, where: str) -> ToolCall:

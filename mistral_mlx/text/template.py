@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from mistral_mlx.errors import RequestError, TokenizerError
 from mistral_mlx.text.marks import Marks, Place
-from mistral_mlx.text.messages import Message, is_call_id, name_of_call, read_messages
+from mistral_mlx.text.messages import Message, Thought, is_call_id, name_of_call, read_messages
 from mistral_mlx.text.tokenizer import Tokenizer, checked_text
 from mistral_mlx.text.tools import Tool
 
@@ -110,9 +110,18 @@ class TemplateChat:
 
     def _turn(self, turns: Sequence[Message], turn: Message, marks: Marks) -> dict[str, Any]:
         """A message as templates take it."""
-        stands = turn.content or ((turn.ids is not None or turn.prefix) and not _more_than_text(turn))
+        stands = (turn.content and not turn.parts) or (
+            (turn.ids is not None or turn.prefix) and not _more_than_text(turn)
+        )
         content: Any = marks.once(turn.content) if stands else ""  # templates ask whether there is any
         given: dict[str, Any] = {"role": turn.role, "content": content}
+        if turn.parts:
+            if not self._thinks_in_parts:
+                raise RequestError("This model's chat template has no thoughts.", "Leave them out.")
+            kinds = ["thinking" if isinstance(part, Thought) else "text" for part in turn.parts]
+            given["content"] = [
+                {"type": kind, kind: marks.once(part)} for kind, part in zip(kinds, turn.parts, strict=True)
+            ]
         if turn.thinking:
             thought = marks.alone(turn.thinking)
             if self._thinks_in_parts:

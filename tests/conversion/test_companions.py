@@ -199,6 +199,7 @@ def test_a_model_without_a_tokenizer_says_so(write: Write, tmp_path: Path) -> No
     assert any("no tokenizer beside the weights" in note for note in receipt.notes)
 
 
+@pytest.mark.slow
 def test_the_demo_still_answers_at_four_bits(demo: mm.LLM, tmp_path: Path) -> None:
     receipt = convert("demo", tmp_path / "out", 4)
     assert receipt.bits_per_weight < 5.5

@@ -40,6 +40,7 @@ def out(demo: mm.LLM, tmp_path: Path) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_the_receipts_divergence_is_the_textbooks(demo: mm.LLM, out: Path) -> None:
     found = json.loads((out / "conversion.json").read_text())["evaluation"]
     copy = mm.load(out)

@@ -204,6 +204,32 @@ def test_fill_in_the_middle_equals_mistral_common(
             assert formats[name].fill(prefix, suffix) == expected
 
 
+def test_a_system_prompt_may_show_how_to_think(
+    formats: dict[str, MistralChat], peers: dict[str, MistralTokenizer[Any]]
+) -> None:
+    """As Magistral's does."""
+    parts: list[Any] = [
+        {"type": "text", "text": "First draft"},
+        {"type": "thinking", "thinking": [{"type": "text", "text": "your thoughts [/THINK]"}]},
+        {"type": "text", "text": "then answer."},
+    ]
+    chunks: list[Any] = [
+        TextChunk(text="First draft"), ThinkChunk(thinking="your thoughts [/THINK]"), TextChunk(text="then answer."),
+    ]  # fmt: skip
+    request = ChatCompletionRequest(messages=[theirs.SystemMessage(content=chunks), *as_theirs(TALK, "v13")])
+    given = [{"role": "system", "content": parts}, *TALK]
+    assert formats["v13-tekken"].encode(given) == peers["v13-tekken"].encode_chat_completion(request).tokens
+    for name in ("v3", "v15-tekken"):
+        with pytest.raises(mm.RequestError, match=r"messages\[0\] cannot be expressed"):
+            formats[name].encode(given)
+    with pytest.raises(mm.RequestError, match=r"messages\[0\].content has a thought"):
+        formats["v13-tekken"].encode([{"role": "user", "content": parts}])
+    answer = {"role": "assistant", "content": [parts[1], parts[2]]}
+    same = Message("assistant", "then answer.", thinking="your thoughts [/THINK]")
+    talks = [[TALK[0], a, TALK[2]] for a in (answer, same)]
+    assert formats["v13-tekken"].encode(talks[0]) == formats["v13-tekken"].encode(talks[1])
+
+
 # ---- text that looks like control tokens ------------------------------------------------------------------------
 
 
