@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from threading import Event
 from typing import TYPE_CHECKING, Any
 from weakref import ref
@@ -11,11 +11,12 @@ from weakref import ref
 from mistral_mlx.completion import Chunk, Completion, ToolCall, ToolCallDelta, join_calls
 from mistral_mlx.engine.decode import Progress
 from mistral_mlx.engine.sampling import SamplingParams
-from mistral_mlx.errors import InputError, RequestError
-from mistral_mlx.text.messages import Message, read_messages
-from mistral_mlx.text.reply import Reply
+from mistral_mlx.errors import ContextError, InputError, OutOfMemoryError, RequestError
+from mistral_mlx.text.grammar import FormMatcher
+from mistral_mlx.text.messages import Message, open_calls, read_messages
+from mistral_mlx.text.reply import Piece, Reply
 from mistral_mlx.text.tokenizer import checked_text
-from mistral_mlx.text.tools import NOT_RUN, Tool, read_tools, run_call, runs_here
+from mistral_mlx.text.tools import NOT_RUN, TOO_LONG, Tool, as_text, read_tools, run_call, runs_here
 
 if TYPE_CHECKING:
     from mistral_mlx.llm import LLM
@@ -33,6 +34,46 @@ class _Options:
     cancel: Event | None
     progress: Progress | None
 
+    @property
+    def stopped(self) -> bool:
+        return self.cancel is not None and self.cancel.is_set()
+
+
+@dataclass
+class _Asked:
+    """What a model is to answer, checked.
+
+    Attributes:
+        messages: but for a beginning of the answer.
+        ids: the prompt, and that beginning.
+        begun, begun_ids: the beginning and its ids; None if they cannot be told from the prompt's.
+        reply: what takes the answer apart.
+        constraint: what holds it to a form.
+    """
+
+    messages: list[Message]
+    ids: list[int]
+    begun: Message | None
+    begun_ids: list[int] | None
+    reply: Reply
+    constraint: FormMatcher | None
+
+
+@dataclass
+class _Answer:
+    """What has been said."""
+
+    text: str = ""
+    thinking: str = ""
+    tokens: list[int] = field(default_factory=list)
+    deltas: list[ToolCallDelta] = field(default_factory=list)
+
+    def add(self, piece: Piece | Chunk) -> None:
+        self.text += piece.text
+        self.thinking += piece.thinking
+        self.deltas += piece.calls if isinstance(piece, Piece) else piece.tool_calls
+        self.tokens += [] if isinstance(piece, Piece) else piece.tokens
+
 
 class Chat:
     """A conversation with a model. What was read or said before is not read again where it stands unchanged.
@@ -41,7 +82,8 @@ class Chat:
     turn is read anew from where they stood, unless the chat is `stable`.)
 
     Attributes:
-        messages: the turns so far. An answer that was cancelled or left keeps what was said.
+        messages: the turns so far. An answer that was cancelled or left keeps what was said; a message whose answer did
+            not begin is not kept. They may be changed between turns.
         tools: what the model may call.
     """
 
@@ -55,17 +97,30 @@ class Chat:
         stable: bool = False,
         reasoning_effort: str | None = None,
     ) -> None:
-        before = [] if system is None else [{"role": "system", "content": system}]
-        given = [*before, *messages]
+        if isinstance(messages, (str, Mapping)) or not isinstance(messages, Iterable):
+            raise RequestError(f"{messages!r} is no conversation.", "Give a list of messages.")
+        if not isinstance(stable, bool):
+            raise InputError(f"stable is {stable!r}.", "It must be true or false.")
+        given = [*([] if system is None else [{"role": "system", "content": system}]), *messages]
         self.messages: list[Message] = read_messages(given) if given else []
-        self.tools: tuple[Tool, ...] = read_tools(tools)
+        self.tools = tools
         self._llm = llm
         self._format = llm.chat_format
-        self._stable = stable
-        self._reasoning_effort = reasoning_effort
+        self._around: dict[str, Any] = {"stable": stable, "reasoning_effort": reasoning_effort}
+        if self.tools or stable or reasoning_effort is not None:  # what the format has no place for is refused at once
+            self._format.encode([Message("user", "?")], tools=self.tools, **self._around)
         self._cache = llm.model.make_cache()
         self._held: list[int] = []  # the ids that the cache stands after
         self._open: ref[Generator[Chunk]] | None = None
+
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        """What the model may call."""
+        return self._tools
+
+    @tools.setter
+    def tools(self, tools: Iterable[Tool | Mapping[str, Any] | Callable[..., Any]]) -> None:
+        self._tools = read_tools(tools)
 
     def send(self, text: str, **options: Any) -> Completion:
         """Say something and wait for the answer; options and errors as for `stream`."""
@@ -74,7 +129,8 @@ class Chat:
     def stream(self, text: str, **options: Any) -> Iterator[Chunk]:
         """Say something and get the answer piece by piece.
 
-        A new message ends an answer that is still being read, and keeps what of it was said.
+        A new message ends an answer that is still being read, and keeps what of it was said. Calls of tools in it that
+        were not run get a result that says so.
 
         Args:
             tools: what the model may call from now on, as for `LLM.chat`. Functions are run, and the model goes on with
@@ -86,28 +142,29 @@ class Chat:
             RequestError: what the model's chat format cannot express.
             MistralError: as `LLM.stream`.
         """
-        self._close()
-        return self._reply(self.messages, [self._said(text)], options)
+        before = self._so_far()
+        return self._reply(before, [*self._not_run(before), self._said(text)], options)
 
-    def answer_calls(self, results: Mapping[str, str], **options: Any) -> Completion:
+    def answer_calls(self, results: Mapping[str, Any], **options: Any) -> Completion:
         """Give the results of the tools that the last answer calls, by the ids of the calls, and wait for what follows.
 
         Args:
+            results: text, or what becomes JSON.
             options: as for `stream`.
 
         Raises:
             RequestError: a call without its result, or a result without its call.
         """
-        self._close()
-        calls = self.messages[-1].tool_calls if self.messages else ()
-        if {call.id for call in calls} != results.keys():
-            pending = ", ".join(call.id for call in calls) or "none"
+        before = self._so_far()
+        calls = open_calls(before)
+        if not isinstance(results, Mapping) or not calls or {call.id for call in calls} != results.keys():
+            given = ", ".join(map(str, results)) if isinstance(results, Mapping) and results else "none"
             raise RequestError(
-                f"There are results of the calls {', '.join(map(str, results))}, and the last answer makes: {pending}.",
+                f"The calls are: {', '.join(call.id for call in calls) or 'none'}. There are results of: {given}.",
                 "Give the result of each call by its id.",
             )
-        turns = [Message("tool", checked_text(results[call.id]), tool_call_id=call.id) for call in calls]
-        return Completion.join(self._reply(self.messages, turns, options))
+        turns = [Message("tool", as_text(results[call.id]), tool_call_id=call.id) for call in calls]
+        return Completion.join(self._reply(before, turns, options))
 
     def reply(self, **options: Any) -> Completion:
         """Answer what stands in `messages`, or go on with an answer that is marked as a prefix.
@@ -119,8 +176,7 @@ class Chat:
 
     def stream_reply(self, **options: Any) -> Iterator[Chunk]:
         """The same, piece by piece."""
-        self._close()
-        return self._reply(self.messages, [], options)
+        return self._reply(self._so_far(), [], options)
 
     def regenerate(self, **options: Any) -> Completion:
         """Answer the last message anew; the former answer stays until the new one begins.
@@ -128,11 +184,11 @@ class Chat:
         Raises:
             InputError: nothing has been said yet.
         """
-        self._close()
-        last = max((i for i, m in enumerate(self.messages) if m.role == "user"), default=None)
+        before = self._so_far()
+        last = max((i for i, m in enumerate(before) if m.role == "user"), default=None)
         if last is None:
             raise InputError("There is no answer to replace.", "Send a message first.")
-        return self.edit(last, self.messages[last].content, **options)
+        return self.edit(last, before[last].content, **options)
 
     def edit(self, index: int, text: str, **options: Any) -> Completion:
         """Say `text` in place of messages[index]; what came after it goes once the answer begins.
@@ -140,16 +196,18 @@ class Chat:
         Raises:
             InputError: messages[index] is not the user's.
         """
-        self._close()
-        if not isinstance(index, int) or not 0 <= index < len(self.messages) or self.messages[index].role != "user":
+        before = self._so_far()
+        if not isinstance(index, int) or not 0 <= index < len(before) or before[index].role != "user":
             raise InputError(f"messages[{index}] is not a message of the user.", "Give the index of one.")
-        return Completion.join(self._reply(self.messages[:index], [self._said(text)], options))
+        return Completion.join(self._reply(before[:index], [self._said(text)], options))
 
-    def _close(self) -> None:
-        """End the answer that is being read, if there is one: two would write into one cache."""
+    def _so_far(self) -> list[Message]:
+        """The messages, checked; an answer that is still being read is ended, for two would write into one cache."""
         answer = self._open() if self._open else None
         if answer is not None:
             answer.close()
+        self.messages = read_messages(self.messages) if self.messages else []
+        return self.messages
 
     @staticmethod
     def _said(text: str) -> Message:
@@ -157,16 +215,9 @@ class Chat:
             raise InputError("The message is empty.", "Say something.")
         return Message("user", text)
 
-    def _encode(self, messages: Sequence[Message], options: _Options) -> list[int]:
-        """The prompt."""
-        ids = self._format.encode(
-            messages,
-            tools=options.tools,
-            stable=self._stable,
-            reasoning_effort=self._reasoning_effort,
-            json_schema=options.params.json_schema,
-        )
-        return self._llm.checked(ids)
+    @staticmethod
+    def _not_run(before: Sequence[Message]) -> list[Message]:
+        return [Message("tool", NOT_RUN, tool_call_id=call.id) for call in open_calls(before)]
 
     def _reply(self, before: Sequence[Message], new: Sequence[Message], given: Mapping[str, Any]) -> Iterator[Chunk]:
         """Check everything, then answer the messages."""
@@ -177,111 +228,111 @@ class Chat:
             raise InputError(f"max_rounds is {max_rounds!r}.", "It must be a whole number from 0.")
         tools = self.tools if tools is None else read_tools(tools)
         options = _Options(self._llm.params(sampling), tools, max_rounds, cancel, progress)
-        self._llm.constraint(options.params, chat=True, calls=bool(tools))  # so that a bad form is refused here
-        messages = [*_settled(before, new), *new]
-        ids = self._encode(messages, options)
-        self._llm.check_room(len(ids), options.params.max_tokens)
-        answer = self._answer(messages, ids, options)
+        answer = self._answers(self._ask([*before, *new], options), options)
         self._open = ref(answer)
         return answer
 
-    def _answer(self, messages: list[Message], ids: list[int], options: _Options) -> Generator[Chunk]:
-        """Answers, one after another, until one calls no tool that is run here."""
-        self.tools = options.tools
-        for rounds_left in range(options.max_rounds, -1, -1):
-            calls = yield from self._one(messages, ids, options, last=not rounds_left)
-            stopped = options.cancel is not None and options.cancel.is_set()
-            if not calls or not runs_here(self.tools, calls) or not rounds_left or stopped:
-                return
-            results = [Message("tool", run_call(self.tools, call), tool_call_id=call.id) for call in calls]
-            self.messages = messages = [*self.messages, *results]
-            ids = self._encode(messages, options)
-            self._llm.check_room(len(ids), options.params.max_tokens)
+    def _ask(self, messages: list[Message], options: _Options) -> _Asked:
+        """The prompt, and what reads its answer."""
+        llm, tools = self._llm, options.tools
+        ids = self._encode(messages, options)
+        llm.check_room(len(ids), options.params.max_tokens)
+        begun = messages[-1] if messages[-1].prefix else None
+        constraint = llm.constraint(options.params, chat=True, tools=tools)
+        if begun is None:
+            return _Asked(messages, ids, None, [], Reply(llm.tokenizer), constraint)
+        try:
+            start = self._encode([*messages[:-1], Message("assistant", ids=(), prefix=True)], options)
+        except RequestError:  # the format joins it with the answer before it
+            start = ids
+        known = ids[len(start) :] if ids[: len(start)] == start and start != ids else None
+        if constraint and known is None:
+            raise RequestError("An answer that was begun so cannot be held to a form.", "Leave out the form.")
+        if constraint:
+            for token in known or []:
+                constraint.accept(token)
+        return _Asked(messages[:-1], ids, begun, known, Reply(llm.tokenizer, continues=known is None), constraint)
 
-    def _one(
-        self, messages: list[Message], ids: list[int], options: _Options, *, last: bool
-    ) -> Generator[Chunk, None, list[ToolCall]]:
+    def _encode(self, messages: Sequence[Message], options: _Options) -> list[int]:
+        schema = options.params.json_schema
+        ids = self._format.encode(messages, tools=options.tools, json_schema=schema, **self._around)
+        return self._llm.checked(ids)
+
+    def _answers(self, asked: _Asked, options: _Options) -> Generator[Chunk]:
+        """Answers, one after another, until one calls no tool that is run here."""
+        self._tools = options.tools
+        for rounds_left in range(options.max_rounds, -1, -1):
+            calls = yield from self._answer(asked, options, last=not rounds_left)
+            if not calls or not runs_here(self.tools, calls) or not rounds_left or options.stopped:
+                return
+            said, results = self.messages, []
+            try:
+                for call in calls:
+                    if options.stopped:
+                        return
+                    results.append(Message("tool", run_call(self.tools, call), tool_call_id=call.id))
+            finally:  # what was run stays run
+                self.messages = [*said, *results]
+            try:
+                asked = self._ask(self.messages, options)
+            except (ContextError, OutOfMemoryError):
+                self.messages = [*said, *(replace(result, content=TOO_LONG) for result in results)]
+                asked = self._ask(self.messages, options)
+
+    def _answer(self, asked: _Asked, options: _Options, *, last: bool) -> Generator[Chunk, None, list[ToolCall]]:
         """One answer; returns the calls of tools in it, if it came to its end."""
-        params, begun = options.params, messages[-1] if messages[-1].prefix else None
-        in_thought = begun is not None and bool(begun.thinking) and not begun.content
-        form: dict[str, bool] = {"continues": begun is not None, "thinking": in_thought}
-        reply = Reply(self._llm.tokenizer, **form)
-        constraint = self._llm.constraint(params, chat=begun is None, calls=bool(options.tools))
-        reused = self._take_up(ids)
-        text, thinking, said = "", "", []
-        deltas: list[ToolCallDelta] = []
+        llm, params, cancel, progress = self._llm, options.params, options.cancel, options.progress
+        reused = self._take_up(asked.ids)
+        answer = _Answer("" if asked.begun is None else asked.begun.content) if asked.begun_ids is None else _Answer()
+        for token in asked.begun_ids or []:
+            answer.add(asked.reply.feed(token))
         calls: list[ToolCall] = []
         try:
-            for chunk in self._llm.run(
-                ids, self._cache, reused, params, reply, constraint, cancel=options.cancel, progress=options.progress
-            ):
-                text += chunk.text
-                thinking += chunk.thinking
-                said += chunk.tokens
-                deltas += chunk.tool_calls
+            for chunk in llm.run(
+                asked.ids, self._cache, reused, params, asked.reply, asked.constraint,
+                begun=answer.text, cancel=cancel, progress=progress,
+            ):  # fmt: skip
+                answer.add(chunk)
                 if chunk.finish_reason == "stop":
-                    calls = join_calls(deltas)
-                    if calls and runs_here(options.tools, calls) and last:
+                    calls = join_calls(answer.deltas)[: 1 if self._format.one_call else None]
+                    if calls and last and runs_here(options.tools, calls):
                         chunk = replace(chunk, finish_reason="tool_rounds")
                 yield chunk
         except GeneratorExit:  # the reader left between two steps: the cache is whole
             raise
         except BaseException:
-            self._cache = self._llm.model.make_cache()  # a step was broken off: its layers may stand apart
+            self._cache = llm.model.make_cache()  # a step was broken off: its layers may stand apart
             raise
         finally:
             # Also when the reader stopped listening: what was said stays said.
-            self._held = (ids + said)[: self._cache.position]
-            if said:
-                kept = None if reply.mended else self._shown(said, text, form, params)
-                answer = Message("assistant", text, kept, thinking, tuple(calls))
-                self.messages = [*messages, answer] if begun is None else self._joined(messages, ids, answer, options)
+            self._held = (asked.ids + answer.tokens)[: self._cache.position]
+            if answer.tokens:
+                kept = self._kept(asked, answer, params)
+                turn = Message("assistant", answer.text, kept, answer.thinking, tuple(calls))
+                self.messages = [*asked.messages, turn]
         return calls
 
-    def _shown(
-        self, said: list[int], text: str, form: Mapping[str, bool], params: SamplingParams
-    ) -> tuple[int, ...] | None:
-        """Of the ids that were sampled those that were shown; the text's own where a stop string cut one in two.
-
-        Args:
-            form: how the answer is taken apart, as for `Reply`.
-        """
+    def _kept(self, asked: _Asked, answer: _Answer, params: SamplingParams) -> tuple[int, ...] | None:
+        """The ids that an answer is kept as: those that were sampled and shown; None to encode it from its text."""
+        if asked.begun_ids is None:
+            return None
+        ids = [*asked.begun_ids, *answer.tokens]
+        if ids[-1] in self._llm.stop_ids:  # the chat format writes its own end of a turn
+            return tuple(ids[:-1])
+        if not params.stop:
+            return tuple(ids)
 
         def shown(ids: list[int]) -> str:
-            reply = Reply(self._llm.tokenizer, **form)
+            reply = Reply(self._llm.tokenizer)
             return "".join([*(reply.feed(i).text for i in ids), reply.flush().text])
 
-        if said[-1] in self._llm.stop_ids:  # the chat format writes its own end of a turn
-            return tuple(said[:-1])
-        if not params.stop:
-            return tuple(said)
-        kept = list(said)
-        while kept and len(shown(kept)) > len(text):
+        kept = list(ids)
+        while len(shown(kept)) > len(answer.text):
             kept.pop()
-        if kept and shown(kept) == text:
+        if shown(kept) == answer.text:
             return tuple(kept)
-        whole = shown(said) == self._llm.decode(said) and not form["thinking"]  # nothing but text
-        inside = form["continues"]
-        return tuple(self._llm.tokenizer.encode(text, follows=not inside, inside=inside)) if whole else None
-
-    def _joined(self, messages: list[Message], ids: list[int], answer: Message, options: _Options) -> list[Message]:
-        """The messages, the last of which is an answer that this one goes on with.
-
-        Args:
-            ids: the prompt.
-        """
-        *before, begun = messages
-        start = self._encode(before, options)
-        known = answer.ids is not None and ids[: len(start)] == start
-        return [
-            *before,
-            replace(
-                answer,
-                content=begun.content + answer.content,
-                thinking=begun.thinking + answer.thinking,
-                ids=(*ids[len(start) :], *(answer.ids or ())) if known else None,
-            ),
-        ]
+        nothing_else = shown(ids) == self._llm.decode(ids)  # but text, which a stop string cut within an id
+        return tuple(self._llm.tokenizer.encode(answer.text, follows=True)) if nothing_else else None
 
     def _take_up(self, ids: list[int]) -> int:
         """Bring the cache to the longest beginning of `ids` that it can stand after, and return its length."""
@@ -296,11 +347,3 @@ class Chat:
             self._cache.rewind(self._cache.position - same)
         self._held = ids[:same]
         return same
-
-
-def _settled(before: Sequence[Message], new: Sequence[Message]) -> list[Message]:
-    """The messages before, in which calls that nobody ran have a result that says so."""
-    settled = list(before)
-    if settled and new and new[0].role != "tool":
-        settled += [Message("tool", NOT_RUN, tool_call_id=call.id) for call in settled[-1].tool_calls]
-    return settled

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from mistral_mlx.errors import InputError
+
 
 @dataclass(frozen=True)
 class Stats:
@@ -74,8 +76,9 @@ class Chunk:
         tool_calls: new pieces of the tools that it wants called.
         tokens: new ids, with `logprobs`, the log-probability that the model gave each, and `top_logprobs`, the
             likeliest ids at each step with theirs, as many as the option `logprobs` asks for.
-        finish_reason: "stop" (a stop token or string, or the end of what a grammar allows), "length" (max_tokens or the
-            context is used up), "cancelled", "tool_rounds" (it still calls tools after as many rounds as were allowed).
+        finish_reason: "stop" (a stop token or string, or the end of the form that was asked for), "length" (max_tokens
+            or the context is used up), "cancelled", "tool_rounds" (it still calls tools after as many rounds as were
+            allowed), "cut" (a stop string came before the form was complete).
     """
 
     text: str
@@ -106,12 +109,14 @@ class Completion:
 
     @classmethod
     def join(cls, chunks: Iterable[Chunk]) -> Completion:
-        """A whole stream as one."""
+        """A whole stream as one; raises InputError if it was ended before."""
         every: list[Chunk] = []
         for chunk in chunks:  # to the very end: a chat takes note of the answer there
             if every and every[-1].stats:
                 every = []  # tools have been run; this is the answer to their results
             every.append(chunk)
+        if not every:
+            raise InputError("This answer was ended before it was read.", "A new message ends the one before it.")
         last = every[-1]
         assert last.finish_reason is not None
         assert last.stats is not None

@@ -20,7 +20,7 @@ from mistral_mlx.backend import peak_memory, reset_peak_memory, wire_memory
 from mistral_mlx.chat import Chat
 from mistral_mlx.completion import Chunk, Completion, Stats
 from mistral_mlx.config import ModelConfig
-from mistral_mlx.engine.decode import PREFILL_CHUNK, Constraint, Progress, decode, prefill
+from mistral_mlx.engine.decode import PREFILL_CHUNK, Progress, decode, prefill
 from mistral_mlx.engine.sampling import SamplingParams
 from mistral_mlx.engine.score import score, whole_logits
 from mistral_mlx.errors import ContextError, InputError, OutOfMemoryError, TokenizerError
@@ -175,9 +175,13 @@ class LLM:
             RequestError: the model was not trained to.
             MistralError: as `stream`.
         """
+        return Completion.join(self.stream_fill(prefix, suffix, **options))
+
+    def stream_fill(self, prefix: str, suffix: str, **options: Any) -> Iterator[Chunk]:
+        """The same, piece by piece."""
         if not prefix and not suffix:
             raise InputError("There is nothing to fill between.", "Give a prefix or a suffix.")
-        return self.generate(self.chat_format.fill(prefix, suffix), **options)
+        return self.stream(self.chat_format.fill(prefix, suffix), **options)
 
     def chat(
         self,
@@ -242,22 +246,23 @@ class LLM:
             _ = self.tokenizer
         return params
 
-    def constraint(self, params: SamplingParams, *, chat: bool, calls: bool = False) -> FormMatcher | None:
-        """What holds a new answer to the form that was asked for, if one was.
+    def constraint(self, params: SamplingParams, *, chat: bool, tools: Sequence[Tool] = ()) -> FormMatcher | None:
+        """What holds a new answer to the form that was asked for, if one was, and calls to the schemas of strict tools.
 
         Args:
             chat: it begins an answer, rather than carrying on a text; the model may reason first.
-            calls: it may call tools instead.
+            tools: what it may call instead.
 
         Raises:
             RequestError: a form that cannot be followed.
             TokenizerError: the model came without a tokenizer.
         """
-        if not (params.json_mode or params.json_schema is not None or params.regex is not None):
+        schema = {"type": "object"} if params.json_mode else params.json_schema
+        if schema is None and params.regex is None and not any(tool.strict for tool in tools):
             return None
-        form = Form(params.json_schema, params.regex)
+        form = Form(schema, params.regex, tools)
         form.check()
-        return form.begin(self._vocabulary, continues=not chat, thinks=chat, calls=calls)
+        return form.begin(self._vocabulary, continues=not chat, thinks=chat)
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
@@ -311,8 +316,9 @@ class LLM:
         reused: int,
         params: SamplingParams,
         reply: Reply | None,
-        constraint: Constraint | None,
+        constraint: FormMatcher | None,
         *,
+        begun: str = "",
         cancel: Event | None,
         progress: Progress | None,
     ) -> Iterator[Chunk]:
@@ -320,6 +326,7 @@ class LLM:
 
         Args:
             reply: what takes the answer apart; without a tokenizer there are only ids.
+            begun: text of the answer that the prompt ends with.
         """
         start = first = time.perf_counter()
         reset_peak_memory()
@@ -328,7 +335,7 @@ class LLM:
         if (limit := self.config.context_length) is not None:
             params = replace(params, max_tokens=max(1, min(params.max_tokens, limit - len(ids) + 1)))
 
-        finish, count = "cancelled", 0
+        finish, count, text = "cancelled", 0, begun
         logits = prefill(self.model, ids[reused:], cache, progress=progress, cancelled=cancelled)
         if logits is not None:
             for token in decode(self.model, logits, cache, params, ids, constraint=constraint, cancelled=cancelled):
@@ -338,7 +345,11 @@ class LLM:
                 stopped = token.id in stop_ids
                 piece = Piece() if stopped or not reply else reply.feed(token.id)
                 top = [token.top] if params.logprobs else []
-                yield Chunk(stops.feed(piece.text), piece.thinking, piece.calls, [token.id], [token.logprob], top)
+                said = stops.feed(piece.text)
+                if piece.calls or piece.thinking:
+                    said += stops.flush()  # no stop string goes on behind them
+                text += said
+                yield Chunk(said, piece.thinking, piece.calls, [token.id], [token.logprob], top)
                 if stopped or stops.found or (constraint and constraint.over):
                     finish = "stop"
                     break
@@ -357,9 +368,10 @@ class LLM:
         )
         piece = reply.flush() if reply and not stops.found else Piece()
         rest = stops.feed(piece.text)
-        if stops.found:
-            finish = "stop"
+        finish = "stop" if stops.found else finish
         rest += stops.flush()
+        if stops.found and constraint and not constraint.accepts(text + rest):
+            finish = "cut"
         yield Chunk(rest, piece.thinking, piece.calls, finish_reason=finish, stats=stats)
 
 

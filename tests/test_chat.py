@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from threading import Event
 from typing import Any
 
@@ -190,21 +191,30 @@ def test_the_callers_own_tools_are_answered_by_the_caller(talkers: Talkers, monk
     answer = chat.send("?")
     assert [(c.id, c.name) for c in answer.tool_calls] == [("abcDE1230", "lookup"), ("abcDE1231", "weather")]
     assert answer.finish_reason == "stop"
-    with pytest.raises(mm.RequestError, match="the last answer makes: abcDE1230, abcDE1231"):
+    with pytest.raises(mm.RequestError, match="are: abcDE1230, abcDE1231"):
         chat.answer_calls({"abcDE1230": "5"})
     assert chat.answer_calls({"abcDE1231": "sun", "abcDE1230": "5"}).text == "done"
     assert [m.content for m in chat.messages if m.role == "tool"] == ["5", "sun"]
-    with pytest.raises(mm.RequestError, match="the last answer makes: none"):
+    for odd in ({}, ["abcDE1230"], None):
+        with pytest.raises(mm.RequestError, match="There are results of: none"):
+            chat.answer_calls(odd)  # type: ignore[arg-type]
+    with pytest.raises(mm.RequestError, match="The calls are: none"):
         chat.answer_calls({"abcDE1230": "5"})
 
 
-def test_a_call_whose_id_cannot_be_used_is_written_anew(talkers: Talkers, monkeypatch: pytest.MonkeyPatch) -> None:
-    llm = talkers("v3")
-    Script(monkeypatch, [calling(llm.tokenizer, ("bad", "weather", '{"city": "a"}')), [*llm.tokenizer.encode("ok"), 2]])
+@pytest.mark.parametrize("name", ["v3", "v11-tekken"])
+def test_whatever_a_model_calls_the_chat_goes_on(name: str, talkers: Talkers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An id that the format does not carry, a name that is none, the same id again: what was sampled stays."""
+    llm = talkers(name)
+    made = [("bad", "weather", '{"city": "a"}'), ("abcDE1234", "get weather", "{}"), ("abcDE1234", "weather", "{}")]
+    ok = [*llm.tokenizer.encode("ok"), 2]
+    Script(monkeypatch, [calling(llm.tokenizer, *made), ok, ok])
     chat = llm.chat(tools=[weather])
     assert chat.send("?").text == "ok"
-    assert chat.messages[1].ids is None
-    assert re.fullmatch("[a-zA-Z0-9]{9}", chat.messages[1].tool_calls[0].id)
+    assert chat.messages[1].ids == tuple(calling(llm.tokenizer, *made)[:-1])
+    assert len({call.id for call in chat.messages[1].tool_calls}) == 3
+    assert all(re.fullmatch("[a-zA-Z0-9]{9}", call.id) for call in chat.messages[1].tool_calls)
+    assert chat.send("and?").text == "ok"
 
 
 def test_an_answer_that_is_cut_within_a_call_runs_nothing(talkers: Talkers, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,21 +230,70 @@ def test_an_answer_that_is_cut_within_a_call_runs_nothing(talkers: Talkers, monk
     assert [m.role for m in chat.messages] == ["user", "assistant", "user", "assistant"]
 
 
+def quick_tool() -> int:
+    return 1
+
+
 def test_a_tool_that_is_interrupted_leaves_a_chat_that_goes_on(
     talkers: Talkers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And keeps the result of the one that was run before it."""
     llm = talkers("v3")
 
     def slow() -> None:
         raise KeyboardInterrupt
 
-    Script(monkeypatch, [calling(llm.tokenizer, ("abcDE1234", "slow", "{}")), [*llm.tokenizer.encode("ok"), 2]])
-    chat = llm.chat(tools=[slow])
+    made = [("abcDE1233", "quick_tool", "{}"), ("abcDE1234", "slow", "{}"), ("abcDE1235", "quick_tool", "{}")]
+    Script(monkeypatch, [calling(llm.tokenizer, *made), [*llm.tokenizer.encode("ok"), 2]])
+    chat = llm.chat(tools=[quick_tool, slow])
     with pytest.raises(KeyboardInterrupt):
         chat.send("?")
     assert chat.send("never mind").text == "ok"
-    assert [m.role for m in chat.messages] == ["user", "assistant", "tool", "user", "assistant"]
-    assert "not run" in chat.messages[2].content
+    assert [m.role for m in chat.messages] == ["user", "assistant", "tool", "tool", "tool", "user", "assistant"]
+    assert [m.content == "1" for m in chat.messages[2:5]] == [True, False, False]
+    assert "not run" in chat.messages[3].content
+
+
+def test_no_tool_is_run_after_the_cancel(talkers: Talkers, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm, cancel, ran = talkers("v3"), Event(), []
+
+    def stop(n: int) -> None:
+        ran.append(n)
+        cancel.set()
+
+    made = [("abcDE1233", "stop", '{"n": 1}'), ("abcDE1234", "stop", '{"n": 2}')]
+    Script(monkeypatch, [calling(llm.tokenizer, *made)])
+    llm.chat(tools=[stop]).send("?", cancel=cancel)
+    assert ran == [1]
+
+
+def test_a_result_that_is_too_long_is_told_as_such(talkers: Talkers, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = talkers("v3")
+
+    def book() -> str:
+        return "word " * 3000
+
+    check = llm.check_room
+
+    def narrow(prompt: int, max_tokens: int) -> None:
+        if prompt > 1000:
+            raise mm.ContextError("too long")
+        check(prompt, max_tokens)
+
+    monkeypatch.setattr(llm, "check_room", narrow)
+    Script(monkeypatch, [calling(llm.tokenizer, ("abcDE1234", "book", "{}")), [*llm.tokenizer.encode("ok"), 2]])
+    chat = llm.chat(tools=[book])
+    assert chat.send("?").text == "ok"
+    assert "too long to be read" in chat.messages[2].content
+
+
+def test_v2_runs_the_one_call_that_it_can_tell(talkers: Talkers, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = talkers("v2")
+    made = [(f"abcDE123{n}", "weather", f'{{"city": "{n}"}}') for n in range(2)]
+    Script(monkeypatch, [calling(llm.tokenizer, *made), [*llm.tokenizer.encode("ok"), 2]])
+    chat = llm.chat(tools=[weather])
+    assert chat.send("?").text == "ok"
+    assert [m.role for m in chat.messages] == ["user", "assistant", "tool", "assistant"]
 
 
 def test_a_cancelled_answer_runs_no_tool(talkers: Talkers, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,6 +377,40 @@ def test_an_answer_that_was_begun_is_gone_on_with(name: str, talkers: Talkers) -
     assert begun.messages[-1].ids is not None
     assert begun.messages[-1].ids[-len(answer.tokens) :] == tuple(answer.tokens)
     begun.send("and?", max_tokens=2)
+
+
+def test_an_answer_that_was_cut_anywhere_is_gone_on_with(talkers: Talkers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a thought, after one, within a character, within a call's arguments."""
+    llm = talkers("v11-tekken")
+    thinker = talkers("v13-tekken")
+    word, control = llm.tokenizer.encode, thinker.tokenizer.control
+    thought = [control["[THINK]"], *word("deep 🦙"), control["[/THINK]"], *word("It is 🦙."), 2]
+    called = calling(llm.tokenizer, ("abcDE1234", "weather", '{"city": "Rome"}'))
+    for who, whole in ((thinker, thought), (llm, called)):
+        for cut in range(1, len(whole)):
+            Script(monkeypatch, [whole[:cut], whole[cut:], [*word("ok"), 2], [*word("ok"), 2]])
+            chat = who.chat(tools=[weather])
+            chat.send("?", max_tokens=cut)
+            chat.messages[-1] = replace(chat.messages[-1], prefix=True)
+            chat.reply()
+            assert chat.messages[1].ids == tuple(whole[:-1])
+            if who is thinker:
+                assert (chat.messages[1].thinking, chat.messages[1].content) == ("deep 🦙", "It is 🦙.")
+            else:
+                assert [(c.id, c.arguments) for c in chat.messages[1].tool_calls] == [("abcDE1234", '{"city": "Rome"}')]
+                assert chat.messages[-1].content == "ok"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_answer_that_follows_another_is_gone_on_with(name: str, talkers: Talkers) -> None:
+    chat = talkers(name).chat(
+        messages=[mm.Message("user", "x"), mm.Message("assistant", "y"), mm.Message("assistant", "Hi", prefix=True)]
+    )
+    before = len(chat.messages)
+    answer = chat.reply(max_tokens=3, temperature=1.0, seed=1)
+    assert len(chat.messages) == before
+    assert chat.messages[-1].content.endswith(answer.text)
+    chat.send("and?", max_tokens=2)
 
 
 def test_a_history_is_gone_on_with(talkers: Talkers) -> None:
@@ -406,6 +499,88 @@ def test_a_form_ends_the_answer_without_a_step_too_many(talkers: Talkers) -> Non
     assert 2 not in answer.tokens
     following = chat.send("And?", max_tokens=4, seed=2).tokens
     assert following == llm.generate(llm.chat_format.encode(chat.messages[:-1]), max_tokens=4, seed=2).tokens
+
+
+def test_a_stop_string_that_cuts_a_form_says_so(talkers: Talkers) -> None:
+    llm, options = talkers("v3"), {"temperature": 1.0, "seed": 3}
+    cut = llm.chat().send("Go.", json_schema=SCHEMA, stop='"', **options)
+    assert (cut.text, cut.finish_reason) == ("{", "cut")
+    whole = llm.chat().send("Go.", regex="abc( def)?x*", stop=[" ", "x"], **options)
+    assert (whole.text, whole.finish_reason) == ("abc", "stop")
+
+
+def test_a_form_holds_for_the_whole_of_an_answer_that_was_begun(talkers: Talkers) -> None:
+    llm, options = talkers("v3"), {"temperature": 1.0, "seed": 3, "json_schema": SCHEMA}
+    chat = llm.chat()
+    assert chat.send("Go.", max_tokens=5, **options).finish_reason == "length"
+    chat.messages[-1] = replace(chat.messages[-1], prefix=True)
+    assert chat.reply(max_tokens=150, **options).finish_reason == "stop"
+    Draft202012Validator(SCHEMA).validate(json.loads(chat.messages[-1].content))
+    begun = llm.chat(messages=[mm.Message("user", "Go."), mm.Message("assistant", '{"name": "Al', prefix=True)])
+    begun.reply(max_tokens=150, **options)
+    assert json.loads(begun.messages[-1].content)["name"].startswith("Al")
+    wrong = llm.chat(messages=[mm.Message("user", "Go."), mm.Message("assistant", "Well", prefix=True)])
+    with pytest.raises(mm.RequestError, match="form of the answer cannot be followed"):
+        wrong.reply(**options)
+
+
+def test_a_key_cannot_be_written_as_another(talkers: Talkers) -> None:
+    """With an escape, past what the schema says of it."""
+
+    class Count(BaseModel):
+        a: int
+
+    llm = talkers("v3")
+    ids = llm.tokenizer.encode('{"a": 1, "\\u0061": "x"}', inside=True)
+    bias = dict.fromkeys(ids, 50.0)
+    for seed in range(10):
+        options = {"logit_bias": bias, "temperature": 1.0, "seed": seed, "max_tokens": 60}
+        answer = llm.chat().send("Go.", json_schema=Count, **options)
+        if answer.finish_reason == "stop":
+            Count.model_validate_json(answer.text)
+        assert "\\u" not in answer.text
+
+
+def test_messages_and_tools_may_be_changed_between_turns(talkers: Talkers) -> None:
+    llm = talkers("v3")
+    chat = llm.chat()
+    chat.messages = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "1"}]  # type: ignore[list-item]
+    chat.tools = [weather]
+    done = chat.send("two", max_tokens=4, seed=1)
+    same = llm.chat(messages=chat.messages[:2], tools=[weather])
+    assert same.send("two", max_tokens=4, seed=1).tokens == done.tokens
+    chat.messages.append({"role": "robot", "content": "x"})  # type: ignore[arg-type]
+    with pytest.raises(mm.RequestError, match=r"messages\[4\] has the role 'robot'"):
+        chat.send("three")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"messages": 5}, "5 is no conversation"),
+        ({"messages": "hi"}, "'hi' is no conversation"),
+        ({"stable": "no"}, "stable is 'no'"),
+        ({"reasoning_effort": "high"}, "no reasoning effort"),
+        ({"tools": [5]}, r"tools\[0\]"),
+        ({"system": 5}, r"messages\[0\].content holds 5"),
+    ],
+)
+def test_a_chat_that_cannot_be_is_refused_at_once(options: dict[str, Any], reason: str, talkers: Talkers) -> None:
+    with pytest.raises(mm.InputError, match=reason):
+        talkers("v3").chat(**options)
+
+
+def test_v1_has_no_tools_also_under_a_form(talkers: Talkers) -> None:
+    with pytest.raises(mm.RequestError, match="has no tools"):
+        talkers("v1").chat().send("x", tools=[weather], json_mode=True)
+
+
+def test_an_answer_that_was_ended_cannot_be_joined(talkers: Talkers) -> None:
+    chat = talkers("v3").chat()
+    unread = chat.stream("x", max_tokens=2)
+    chat.send("y", max_tokens=2)
+    with pytest.raises(mm.InputError, match="ended before it was read"):
+        mm.Completion.join(unread)
 
 
 def test_a_form_that_cannot_be_is_refused_before_anything_is_said(talkers: Talkers) -> None:

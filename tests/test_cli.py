@@ -405,7 +405,7 @@ def test_control_tokens_are_coloured_on_a_terminal(monkeypatch: pytest.MonkeyPat
         (["--messages", "OBJECT"], "holds no list"),
         (["--messages", "ROBOT"], "messages[0] has the role 'robot'"),
         (["--messages", "ROBOT", ""], "prompt is empty"),
-        (["--tools", "ROBOT", "a"], "tools[0] is"),
+        (["--tools", "ROBOT", "a"], "tools[0] has 'role', 'content'"),
     ],
 )
 def test_a_bad_conversation_is_one_sentence(
@@ -426,7 +426,7 @@ def test_a_bad_conversation_is_one_sentence(
     [
         (["--regex", "(", "a"], "unclosed group"),
         (["--json-schema", "/nowhere", "a"], "/nowhere cannot be read"),
-        (["--json-schema", "LIST", "a"], "json_schema is [1]"),
+        (["--json-schema", "LIST", "a"], "holds no object"),
     ],
 )
 def test_a_bad_form_is_one_sentence(

@@ -21,13 +21,18 @@ if TYPE_CHECKING:
     from mistral_mlx.llm import LLM
 
 
+_INCOMPLETE = 1
+
+
 def add_to(commands: Any) -> None:
     """Add the command to a parser's commands."""
     parser = commands.add_parser(
         "generate",
         help="answer a prompt",
-        description="Answer a prompt, or carry on a text. The answer goes to stdout as it comes, figures to stderr.",
-        epilog="Ctrl-C stops the answer and keeps what was written.",
+        description="Answer a prompt, or carry on a text. The answer goes to stdout as it comes, thoughts and figures "
+        "to stderr.",
+        epilog="Ctrl-C stops the answer and keeps what was written. The exit code is 1 where a form was asked for and "
+        "the answer ended before it was complete.",
     )
     add_model(parser)
     prompt.add_to(parser)
@@ -88,6 +93,8 @@ def _generate(arguments: argparse.Namespace) -> int:
         sampling["stop"] = [prompt.typed(text) for text in arguments.stop]
     if arguments.json_schema is not None:
         sampling["json_schema"] = prompt.read_json(arguments.json_schema, "--json-schema")
+        if not isinstance(sampling["json_schema"], dict):
+            raise InputError(f"--json-schema: {arguments.json_schema} holds no object.", "Write a JSON schema.")
     params = SamplingParams(**sampling)
     sampling["seed"] = params.seed  # drawn here if none was given, so that --json can tell it
     if arguments.logprobs and not arguments.json:
@@ -107,7 +114,14 @@ def _generate(arguments: argparse.Namespace) -> int:
         print(json.dumps(record, ensure_ascii=False))
     else:
         print(f"[{mode}] {_figures(completion.stats, completion.finish_reason)}", file=sys.stderr)
-    return INTERRUPTED if completion.finish_reason == "cancelled" else 0
+    if completion.finish_reason == "cancelled":
+        return INTERRUPTED
+    held = params.json_mode or params.json_schema is not None or params.regex is not None
+    if held and completion.finish_reason in ("length", "cut"):
+        why = "--max-tokens" if completion.finish_reason == "length" else "--stop"
+        print(f"mistral-mlx: {why} ended the answer before its form was complete.", file=sys.stderr)
+        return _INCOMPLETE
+    return 0
 
 
 def _answer(llm: LLM, asked: prompt.Asked, mode: prompt.Mode, options: dict[str, Any]) -> Iterator[Chunk]:
@@ -117,17 +131,23 @@ def _answer(llm: LLM, asked: prompt.Asked, mode: prompt.Mode, options: dict[str,
     assert asked.prompt is not None
     if asked.suffix is None:
         return llm.stream(asked.prompt, **options)
-    return llm.stream(llm.chat_format.fill(asked.prompt, asked.suffix), **options)
+    return llm.stream_fill(asked.prompt, asked.suffix, **options)
 
 
 def _echo(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
     """Print the text while it passes, thoughts on stderr, and calls of tools as a line of JSON each."""
     terminal, last = sys.stdout.isatty(), ""
-    deltas = []
+    dim, normal = ("\x1b[2m", "\x1b[0m") if sys.stderr.isatty() else ("", "")
+    thinking, deltas = False, []
     for chunk in chunks:
         deltas += chunk.tool_calls
         if chunk.thinking:
-            print(chunk.thinking.translate(VISIBLE), end="", file=sys.stderr, flush=True)
+            begin = "" if thinking else "[thinking] "
+            print(f"{dim}{begin}{chunk.thinking.translate(VISIBLE)}{normal}", end="", file=sys.stderr, flush=True)
+            thinking = True
+        if thinking and (chunk.text or chunk.tool_calls or chunk.finish_reason):
+            print(file=sys.stderr, flush=True)
+            thinking = False
         text = chunk.text.translate(VISIBLE) if terminal else chunk.text
         if text:
             sys.stdout.write(text)

@@ -97,7 +97,7 @@ def read_prompt(arguments: argparse.Namespace) -> str:
     if arguments.file is not None and arguments.prompt is not None:
         raise InputError("There is a prompt and a --file.", "Give one of the two.")
     try:
-        if arguments.file is not None:
+        if arguments.file is not None and str(arguments.file) != "-":
             return str(arguments.file.read_text(encoding="utf-8-sig")).removesuffix("\n")
         if arguments.prompt not in (None, "-"):
             return typed(arguments.prompt)
@@ -121,7 +121,8 @@ def typed(text: str) -> str:
 def read_json(path: Path, option: str) -> Any:
     """A file of JSON that an option names; raises InputError if it is none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig") if str(path) != "-" else sys.stdin.read()
+        return json.loads(text)
     except OSError as error:
         raise InputError(f"{option}: {path} cannot be read: {error.strerror}.", "Check the path.") from error
     except (ValueError, RecursionError) as error:
@@ -131,5 +132,5 @@ def read_json(path: Path, option: str) -> Any:
 def _json_list(path: Path, option: str) -> list[Any]:
     value = read_json(path, option)
     if not isinstance(value, list) or not value:
-        raise InputError(f"{option}: {path} holds no list.", "Write a JSON list with at least one entry.")
+        raise InputError(f"{option}: {path} holds no list.", "Write a JSON list itself, with at least one entry.")
     return value

@@ -55,10 +55,14 @@ def _tokens(arguments: argparse.Namespace) -> int:
     from rich.text import Text as Line
 
     console = Console(soft_wrap=True, highlight=False)
+    lines = []
     width, id_width = len(str(len(ids) - 1)), max(len(str(i)) for i in ids)
     for at, (i, piece, control) in enumerate(rows):
         line = Line(f"{at:>{width}}  ", "dim").append(f"{i:>{id_width}}  ", "default not dim")
-        console.print(line.append(piece.translate(VISIBLE), "bold magenta not dim" if control else "not dim"))
+        lines.append(line.append(piece.translate(VISIBLE), "bold magenta not dim" if control else "not dim"))
+    with console.capture() as printed:
+        console.print(*lines, sep="\n")
+    sys.stdout.write(printed.get())
     print(f"[{mode}] {len(ids):,} tokens, {sum(control for *_, control in rows):,} of them control", file=sys.stderr)
     return 0
 
@@ -84,6 +88,7 @@ def _spelled(tokenizer: Tokenizer, token: int) -> str:
     """What a token says, in quotation marks; bytes by their numbers where they make no characters."""
     data = tokenizer.token_bytes(token)
     try:
-        return json.dumps(data.decode("utf-8"), ensure_ascii=False)
+        text = json.dumps(data.decode("utf-8"), ensure_ascii=False)
+        return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
     except UnicodeDecodeError:
         return json.dumps(data.decode("utf-8", "backslashreplace"), ensure_ascii=False).replace("\\\\x", "\\x")

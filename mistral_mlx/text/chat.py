@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import secrets
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 from typing import Any, Protocol
 
 from mistral_mlx.errors import InputError, RequestError, TokenizerError
@@ -25,7 +27,13 @@ log = logging.getLogger("mistral_mlx")
 
 
 class ChatFormat(Protocol):
-    """How a family of models writes a conversation."""
+    """How a family of models writes a conversation.
+
+    Attributes:
+        one_call: whether an answer can call one tool only.
+    """
+
+    one_call: bool
 
     def encode(
         self,
@@ -64,7 +72,9 @@ class MistralChat:
 
     def __init__(self, tokenizer: SentencePiece | Tekken) -> None:
         self._tokenizer = tokenizer
+        self.one_call = tokenizer.version == "v2"
         self._warned: set[str] = set()
+        self._lock = Lock()
 
     def encode(
         self,
@@ -82,7 +92,7 @@ class MistralChat:
         does. It costs a place that the model was not trained on: in long conversations it may heed them less.
         """
         version = self._tokenizer.version
-        turns = read_messages(messages, join=self._normalizer._chunk_join_str)
+        turns = read_messages(messages, join=self._normalizer._chunk_join_str, unanswered=True)
         if version == "v1":
             self._warn_of_forged_turns(turns)
             if tools or any(m.tool_calls or m.role == "tool" for m in turns):
@@ -113,21 +123,27 @@ class MistralChat:
 
     def _encode(self, given: _Given, validator: Any) -> list[int]:
         request = given.request(self._tokenizer.version, self._takes_schema)
-        instruct = self._instruct
-        instruct.answers, instruct.stable = given.answers, given.stable
-        ids = list(instruct.encode_instruct(self._normalizer.from_chat_completion_request(validator(request))).tokens)
+        given_to = self._normalizer.from_chat_completion_request(validator(request))
+        with self._lock:  # front ends count tokens while a model's thread encodes
+            self._instruct.answers, self._instruct.stable = given.answers, given.stable
+            ids = list(self._instruct.encode_instruct(given_to).tokens)
         if given.answers:
             raise InputError("it joins or drops some of the answers.")
         return ids
 
     def _first_fault(self, given: _Given, error: Exception) -> tuple[str, str]:
         """The first message that cannot follow those before it, and why; mistral-common does not name it."""
-        for count in range(1, len(given.turns) + 1):
+
+        def fault(count: int) -> Exception | None:
             try:
                 self._encode(given.up_to(count), self._validators[1])
             except self._faults as fault:
-                return f"messages[{count - 1}]", _reason(fault)
-        return f"messages[{len(given.turns) - 1}]", _reason(error)
+                return fault
+            return None
+
+        last = len(given.turns)
+        count = bisect_left(range(1, last + 1), 1, key=lambda count: fault(count) is not None) + 1
+        return f"messages[{min(count, last) - 1}]", _reason((fault(count) if count <= last else None) or error)
 
     def _check_effort(self, effort: str) -> None:
         known = self._settings.reasoning_effort if self._settings is not None else None
@@ -296,7 +312,7 @@ class _Given:
         if turn.role == "user":
             return messages.UserMessage(content=turn.content)
         if turn.role == "tool":
-            name = name_of_call(self.turns, turn)
+            name = name_of_call(self.turns, index)
             named = name if version == "v2" and TOOL_NAME.fullmatch(name) else None  # later formats go by the id
             return messages.ToolMessage(content=turn.content, tool_call_id=turn.tool_call_id, name=named)
         mark = f"kept-{self._nonce}-{index}"
@@ -312,7 +328,7 @@ class _Given:
             tool_calls.ToolCall(
                 id=call.id,
                 function=tool_calls.FunctionCall(
-                    name=call.name if turn.ids is None else mark, arguments="{}" if turn.ids else call.arguments
+                    name=call.name if turn.ids is None else mark, arguments=call.arguments if turn.ids is None else "{}"
                 ),
             )
             for call in turn.tool_calls

@@ -1,4 +1,4 @@
-"""Answers held to a form: any JSON, a JSON schema, a regular expression.
+"""Answers held to a form: any JSON, a JSON schema, a regular expression; and calls of tools to the tools' schemas.
 
 Which tokens may come next is llguidance's work. It sees the bytes of tokens, as the reader of the answer does, so it
 works with every tokenizer here.
@@ -10,19 +10,25 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper, regex_to_lark
 
 from mistral_mlx.errors import RequestError, TokenizerError
-from mistral_mlx.text.tokenizer import UNKNOWN_TEXT, Tokenizer
-from mistral_mlx.text.tools import check_schema
+from mistral_mlx.text.tokenizer import UNKNOWN_TEXT, Tokenizer, checked_text
+from mistral_mlx.text.tools import Tool, check_schema
 
-# Between JSON's parts: nothing, a space, or a line break and an indent. Without a bound a model may never stop.
-_JSON_STYLE = {"whitespace_flexible": True, "whitespace_pattern": r"( |\n {0,16})?"}
-
-_JSON_OBJECT = {"type": "object"}  # what OpenAI's JSON mode promises
+# As Python writes it, and Mistral's formats: with free whitespace a model may never stop. Letters are not escaped, or a
+# key that the schema knows could be written as another.
+_JSON_STYLE = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "json_allowed_escapes": '"\\bfnrt',
+}
+_OBJECT = {"type": "object"}
 
 
 class Vocabulary:
@@ -39,6 +45,7 @@ class Vocabulary:
             TokenizerError: nothing does.
         """
         self.control = tokenizer.control
+        self.encode = partial(tokenizer.encode, inside=True)
         self.size = size
         said = [tokenizer.token_bytes(i) for i in range(size)]
         # Tokens that lose the space before them at the beginning of an answer.
@@ -54,50 +61,55 @@ class Form:
     """What an answer must look like.
 
     Attributes:
-        json_schema: it is JSON that this schema allows.
-        regex: the whole of it matches this, in the syntax of Rust's regex crate.
+        json_schema: it is JSON that this schema allows; {"type": "object"} for any object.
+        regex: the whole of it matches this, in the syntax of Rust's regex crate. With neither it is any text.
+        tools: what it may call instead, with arguments as they have them.
     """
 
     json_schema: Mapping[str, Any] | None = None
     regex: str | None = None
+    tools: Sequence[Tool] = ()
 
     def check(self) -> None:
-        """Raises RequestError for a schema that is none; what llguidance cannot follow shows in `begin`."""
+        """Raises RequestError for a schema that is none, or what llguidance cannot follow."""
+        if self.regex is not None:
+            checked_text(self.regex)
+            _check(self._answer(), f"The regex {self.regex}")
         if self.json_schema is not None:
+            if isinstance(self.json_schema.get("schema"), Mapping) and "type" not in self.json_schema:
+                raise RequestError("json_schema is a wrapping of OpenAI's API.", "Give what stands under its schema.")
             check_schema(self.json_schema, "json_schema")
+            _check(self._answer(), "The json_schema")
+        for tool in self.tools:
+            _check(_json(_arguments(tool)), f"The schema of the tool {tool.name}")
 
-    def begin(
-        self, vocabulary: Vocabulary, *, continues: bool = False, thinks: bool = False, calls: bool = False
-    ) -> FormMatcher:
-        """Hold a new answer to it.
+    def begin(self, vocabulary: Vocabulary, *, continues: bool = False, thinks: bool = False) -> FormMatcher:
+        """Hold a new answer to it. The form has been checked.
 
         Args:
             continues: the answer carries on a text, so its first token keeps its space.
             thinks: the model may reason first.
-            calls: it may call tools instead.
-
-        Raises:
-            RequestError: a schema or an expression that llguidance cannot follow.
         """
         control = vocabulary.control
-        if self.regex is not None:
-            answer = f"/{regex_to_lark(self.regex)}/"
-        else:
-            answer = f"%json {json.dumps({**(self.json_schema or _JSON_OBJECT), 'x-guidance': _JSON_STYLE})}"
-        rules = [f"answer: {answer}", "text: /(.|\\n)+/"]
+        rules = [f"answer: {self._answer()}", "text: /(.|\\n)+/"]
         start = "answer"
+        if self.tools:
+            rules.append(f"calls: {_calls(self.tools, control)}")
+            start = "(answer | calls)" if self.regex is not None or self.json_schema is not None else "(text? calls?)"
         if thinks and {"[THINK]", "[/THINK]"} <= control.keys():
             rules.append(f"thinking: <[{control['[THINK]']}]> text? <[{control['[/THINK]']}]>")
-            start = "thinking? answer"
-        if calls:
-            marks = " | ".join(f"<[{control[m]}]>" for m in ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]") if m in control)
-            rules.append(f"calls: <[{control['[TOOL_CALLS]']}]> ({marks} | text)*")
-            start = f"{start} | {'thinking? ' if 'thinking' in start else ''}calls"
+            start = f"thinking? {start}"
         grammar = "\n".join(rules)
-        plain = _matcher(vocabulary, f"start: {start}\n{grammar}", self)
+        plain = _matcher(vocabulary, f"start: {start}\n{grammar}")
         if continues or not vocabulary.loses_space.any():
             return FormMatcher(plain, None, vocabulary)
-        return FormMatcher(plain, _matcher(vocabulary, f'start: " " ({start})\n{grammar}', self), vocabulary)
+        return FormMatcher(plain, _matcher(vocabulary, f'start: " " {start}\n{grammar}'), vocabulary)
+
+    def _answer(self) -> str:
+        """In llguidance's language."""
+        if self.regex is not None:
+            return f"/{regex_to_lark(self.regex)}/"
+        return "text" if self.json_schema is None else _json(self.json_schema)
 
 
 class FormMatcher:
@@ -114,6 +126,7 @@ class FormMatcher:
             spaced: the same after a space, for a first token that loses one.
         """
         self.over = False
+        self._begun = plain.deep_copy()
         self._matcher = plain
         self._spaced = spaced
         self._vocabulary = vocabulary
@@ -126,25 +139,35 @@ class FormMatcher:
         return np.where(self._vocabulary.loses_space, self._mask(self._spaced), plain)
 
     def accept(self, token: int) -> None:
-        """Take note of the token that came; it was allowed."""
+        """Take note of the token that came.
+
+        Raises:
+            RequestError: it was not allowed.
+        """
         if self._spaced is not None and self._vocabulary.loses_space[token]:
             self._matcher = self._spaced
         self._spaced = None
         self._matcher.consume_token(token)
-        self._check(self._matcher)
+        self.check(self._matcher)
         self.over = self._matcher.is_stopped()
+
+    def accepts(self, text: str) -> bool:
+        """Whether a text, as it was shown, has the form."""
+        whole = self._begun.deep_copy()
+        ids = self._vocabulary.encode(text)
+        return (not ids or whole.consume_tokens(ids)) and whole.is_accepting()
 
     def _mask(self, matcher: LLMatcher) -> np.ndarray:
         bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
-        self._check(matcher)
+        self.check(matcher)
         return np.unpackbits(bits, bitorder="little")[: self._vocabulary.size].astype(bool)
 
     @staticmethod
-    def _check(matcher: LLMatcher) -> None:
+    def check(matcher: LLMatcher) -> None:
+        """Raises RequestError if llguidance gave up."""
         if matcher.is_error():
-            raise RequestError(
-                f"The form of the answer cannot be followed further: {_reason(matcher)}.", "Make it simpler."
-            )
+            reason = _reason(matcher.get_error())
+            raise RequestError(f"The form of the answer cannot be followed: {reason}.", "Use simpler means.")
 
 
 class _Tokens:
@@ -164,16 +187,49 @@ class _Tokens:
         return self._tokenizer.encode(text, inside=True)
 
 
-def _matcher(vocabulary: Vocabulary, grammar: str, form: Form) -> LLMatcher:
+def _arguments(tool: Tool) -> Mapping[str, Any]:
+    return (tool.parameters or _OBJECT) if tool.strict else _OBJECT
+
+
+def _calls(tools: Sequence[Tool], control: Mapping[str, int]) -> str:
+    """Calls as Mistral's formats write them: name[ARGS]{…} each, or an array of them all."""
+    begin = f"<[{control['[TOOL_CALLS]']}]>"
+    if "[ARGS]" in control:
+        ident = f"(<[{control['[CALL_ID]']}]> /[a-zA-Z0-9]{{9}}/)?" if "[CALL_ID]" in control else ""
+        each = [f'{begin} "{tool.name}" {ident} <[{control["[ARGS]"]}]> {_json(_arguments(tool))}' for tool in tools]
+        return f"({' | '.join(each)})+"
+    written = {"id": {"type": "string", "pattern": "^[a-zA-Z0-9]{9}$"}} if "[PREFIX]" in control else {}  # from v3 on
+    items = [
+        {
+            "type": "object",
+            "properties": {"name": {"const": tool.name}, "arguments": dict(_arguments(tool)), **written},
+            "required": ["name", "arguments", *written],
+            "additionalProperties": False,
+        }
+        for tool in tools
+    ]
+    return f'{begin} " "? {_json({"type": "array", "items": {"anyOf": items}, "minItems": 1})}'
+
+
+def _json(schema: Mapping[str, Any]) -> str:
+    return f"%json {json.dumps({**schema, 'x-guidance': _JSON_STYLE})}"
+
+
+def _check(answer: str, what: str) -> None:
+    grammar = LLMatcher.grammar_from_lark(f"start: {answer}\ntext: /(.|\\n)+/")
+    if fault := LLMatcher.validate_grammar(grammar):
+        raise RequestError(f"{what} cannot be followed: {_reason(fault)}.", "Mend it, or use simpler means.")
+
+
+def _matcher(vocabulary: Vocabulary, grammar: str) -> LLMatcher:
     matcher = LLMatcher(vocabulary.wrapped, LLMatcher.grammar_from_lark(grammar), log_level=0)
-    if matcher.is_error():
-        what = f"regex {form.regex!r}" if form.regex is not None else "json_schema"
-        raise RequestError(f"The {what} cannot be followed: {_reason(matcher)}.", "Use simpler means.")
+    FormMatcher.check(matcher)
     return matcher
 
 
-def _reason(matcher: LLMatcher) -> str:
+def _reason(fault: str) -> str:
     """What of llguidance's message says why."""
-    lines = [line.strip() for line in matcher.get_error().splitlines() if line.strip()] or ["unknown"]
+    lines = [line.strip() for line in fault.splitlines() if line.strip()] or ["unknown"]
     told = next((line for line in lines if line.startswith("error: ")), lines[0])
-    return re.sub(r"^(at [0-9]+\([0-9]+\): |error: |failed to compile JSON schema: )+", "", told)
+    told = re.sub(r"^(at [0-9]+\([0-9]+\): |error: |failed to compile JSON schema: )+", "", told)
+    return re.sub(r"\. Enable '.*", "", told)  # an option that is not here

@@ -36,12 +36,12 @@ class Marks:
     the backslashes that JSON puts before it tell how often the text must be written as JSON too.
 
     Attributes:
-        needed: those that must appear once.
+        needed: those that must appear once, and the message that each belongs to.
     """
 
     def __init__(self) -> None:
         self._nonce = nonce = secrets.token_hex(8)
-        self.needed: list[str] = []
+        self.needed: dict[str, int] = {}
         self._form = f'{_PAD}\ue000{nonce}-%d"\ue001{_PAD}'
         self._pattern = re.compile(
             f'(?P<left>{_PAD})?\ue000{nonce}-(?P<index>[0-9]+)(?P<slashes>\\\\*)"\ue001(?P<right>{_PAD})?'
@@ -56,10 +56,11 @@ class Marks:
             self._known[text] = self._new(text)
         return self._known[text]
 
-    def once(self, text: str) -> str:
-        """A mark of its own, which must appear once."""
-        self.needed.append(self._new(text))
-        return self.needed[-1]
+    def once(self, text: str, message: int) -> str:
+        """A mark of its own, which must appear once, for a text of that message."""
+        mark = self._new(text)
+        self.needed[mark] = message
+        return mark
 
     def alone(self, text: str) -> str:
         """A mark of its own, which templates may leave out or repeat."""

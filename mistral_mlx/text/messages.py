@@ -8,6 +8,7 @@ import secrets
 import string
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any, Literal, get_args
 
 from mistral_mlx.completion import ToolCall
@@ -27,9 +28,10 @@ class Message:
 
     Attributes:
         ids: the ids that were sampled, but for a stop token, for a turn that a model wrote here. They are used as they
-            are: encoding the text anew often gives others, and then nothing that was computed can be used again.
+            are: encoding the text anew often gives others, and then nothing that was computed can be used again. Where
+            the text is changed, they have to be left out.
         thinking: what the model reasoned before it answered.
-        tool_calls: the tools that an assistant's turn asks for.
+        tool_calls: the tools that an assistant's turn asks for; those of an answer that was cut are in its ids only.
         tool_call_id: the call that a tool's turn is the result of.
         prefix: the beginning of an answer, which the model goes on with; only the last message can be one.
         parts: the content of a system prompt that has Thoughts in it, piece by piece.
@@ -59,11 +61,14 @@ def new_call_id() -> str:
     return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
 
 
-def read_messages(messages: Iterable[Message | Mapping[str, Any]], *, join: str = "\n\n") -> list[Message]:
+def read_messages(
+    messages: Iterable[Message | Mapping[str, Any]], *, join: str = "\n\n", unanswered: bool = False
+) -> list[Message]:
     """Check a conversation; messages may also be mappings as in OpenAI's API.
 
     Args:
         join: what stands between several parts of a message's text.
+        unanswered: an answer is to follow.
 
     Raises:
         RequestError: what no format can express; it names the message by its index.
@@ -76,6 +81,11 @@ def read_messages(messages: Iterable[Message | Mapping[str, Any]], *, join: str 
     ]
     if not turns:
         raise RequestError("The conversation is empty.", "Give at least one message.")
+    if unanswered and turns[-1].role == "assistant" and not turns[-1].prefix:
+        raise RequestError(
+            f"messages[{len(turns) - 1}] is the assistant's, and nothing follows it to be answered.",
+            "Add a message of the user, or mark it as a prefix to go on with it.",
+        )
     called: dict[str, int] = {}
     for i, turn in enumerate(turns):
         if turn.role == "system" and any(before.role == "system" for before in turns[:i]):
@@ -96,14 +106,32 @@ def read_messages(messages: Iterable[Message | Mapping[str, Any]], *, join: str 
     return turns
 
 
-def name_of_call(turns: Sequence[Message], result: Message) -> str:
-    """The name of the tool that a result is from."""
-    return next(c.name for turn in turns for c in turn.tool_calls if c.id == result.tool_call_id)
+def name_of_call(turns: Sequence[Message], index: int) -> str:
+    """The name of the tool that the result in turns[index] is from."""
+    calls = (call for turn in reversed(turns[:index]) for call in turn.tool_calls)
+    return next(call.name for call in calls if call.id == turns[index].tool_call_id)
+
+
+def open_calls(turns: Iterable[Message]) -> list[ToolCall]:
+    """The calls that have no result yet."""
+    called: dict[str, ToolCall] = {}
+    for turn in turns:
+        called |= {call.id: call for call in turn.tool_calls}
+        called.pop(str(turn.tool_call_id), None)
+    return list(called.values())
 
 
 def _checked(turn: Message, where: str) -> Message:
+    for name, kind in _KINDS.items():
+        if not isinstance(getattr(turn, name), kind):
+            raise RequestError(f"{where}.{name} is {getattr(turn, name)!r}.", "See Message for what it can be.")
+    if not all(isinstance(call, ToolCall) for call in turn.tool_calls):
+        raise RequestError(f"{where}.tool_calls holds something that is no ToolCall.", "Give ToolCalls.")
     if turn.role not in get_args(Role):
-        raise RequestError(f"{where} has the role {turn.role!r}.", f"Roles: {', '.join(get_args(Role))}.")
+        raise RequestError(
+            f"{where} has the role {turn.role!r}.",
+            f"Roles: {', '.join(get_args(Role))}; a developer's is the system's.",
+        )
     try:
         for text in (turn.content, turn.thinking, *(t for c in turn.tool_calls for t in (c.name, c.arguments))):
             checked_text(text)
@@ -132,26 +160,41 @@ def _checked(turn: Message, where: str) -> Message:
     return turn
 
 
+_KINDS: dict[str, Any] = {
+    "content": str,
+    "ids": (tuple, list, NoneType),
+    "thinking": str,
+    "tool_calls": tuple,
+    "tool_call_id": (str, NoneType),
+    "prefix": bool,
+    "parts": tuple,
+}
 _KEYS = {"role", "content", "thinking", "reasoning_content", "tool_calls", "tool_call_id", "prefix", "name"}
 
 
 def _of_mapping(data: Any, where: str, join: str) -> Message:
     if not isinstance(data, Mapping):
         raise RequestError(f"{where} is {data!r}.", "Give a Message, or a mapping with a role and a content.")
-    given = {key: value for key, value in data.items() if value not in (None, [], "", False)}
+    given = {key: value for key, value in data.items() if not (value is None or value is False or value in ("", []))}
     # The name of a tool is found by its call.
     if unknown := given.keys() - _KEYS | ({"name"} & given.keys() if data.get("role") != "tool" else set()):
-        raise RequestError(f"{where} has {', '.join(map(repr, sorted(map(str, unknown))))}, which no format carries.")
+        raise RequestError(
+            f"{where} has {', '.join(map(repr, sorted(map(str, unknown))))}, which no format carries.", "Leave it out."
+        )
     if "role" not in given:
         raise RequestError(f"{where} has no role.", f"Roles: {', '.join(get_args(Role))}.")
     parts = _parts(given.get("content", ""), f"{where}.content")
     texts = [part for part in parts if not isinstance(part, Thought)]
     thoughts = [part for part in parts if isinstance(part, Thought)]
     content, thinking = join.join(filter(None, texts)), given.get("thinking", given.get("reasoning_content", ""))
+    if {"thinking", "reasoning_content"} <= given.keys():
+        raise RequestError(f"{where} has thinking and reasoning_content.", "They are the same: give one.")
     if thoughts and given["role"] == "assistant" and parts[: len(thoughts)] == thoughts and not thinking:
         thinking, thoughts = join.join(thoughts), []
     if thoughts and given["role"] != "system":
         raise RequestError(f"{where}.content has a thought.", "They stand in system prompts and before answers.")
+    if given["role"] != "assistant" and data.get("content") is None:
+        raise RequestError(f"{where} has no content.", "Give it a text.")
     return Message(
         role=given["role"],
         content="".join(parts) if thoughts else content,
@@ -160,7 +203,7 @@ def _of_mapping(data: Any, where: str, join: str) -> Message:
             _call(c, f"{where}.tool_calls[{n}]") for n, c in enumerate(_list(given.get("tool_calls", []), where))
         ),
         tool_call_id=given.get("tool_call_id"),
-        prefix=given.get("prefix", False) is True,
+        prefix=given.get("prefix", False),
         parts=tuple(parts) if thoughts else (),
     )
 
@@ -186,13 +229,18 @@ def _call(data: Any, where: str) -> ToolCall:
     function = data.get("function") if isinstance(data, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise RequestError(f"{where} is {data!r}.", "Give an id, and a function with its name and arguments.")
-    arguments = function.get("arguments")
+    arguments = function.get("arguments", {})
+    if not isinstance(arguments, (str, Mapping, NoneType)):
+        raise RequestError(f"{where}.function.arguments is {arguments!r}.", "Give a JSON object, or its text.")
     if not isinstance(arguments, str):
-        arguments = json.dumps(arguments or {}, ensure_ascii=False)
+        try:
+            arguments = json.dumps(arguments or {}, ensure_ascii=False)
+        except (TypeError, ValueError) as error:
+            raise RequestError(f"{where}.function.arguments is no JSON: {error}.", "Give a JSON object.") from error
     return ToolCall(data.get("id"), function["name"], arguments)
 
 
 def _list(value: Any, where: str) -> list[Any]:
     if not isinstance(value, (list, tuple)):
-        raise RequestError(f"{where} holds {value!r}.", "Give a list.")
+        raise RequestError(f"{where} holds {value!r}.", "Give a text or a list, as in OpenAI's API.")
     return list(value)

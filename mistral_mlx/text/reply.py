@@ -29,27 +29,19 @@ class Piece:
 
 
 class Reply:
-    """Takes an answer apart as it comes. A call that cannot be read as one comes out as text: nothing is lost.
+    """Takes an answer apart as it comes. A call that cannot be read as one comes out as text: nothing is lost."""
 
-    Attributes:
-        mended: whether a call was given an id in place of the one that the model wrote.
-    """
-
-    def __init__(
-        self, tokenizer: Tokenizer, *, continues: bool = False, plain: bool = False, thinking: bool = False
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, continues: bool = False, plain: bool = False) -> None:
         """Start an answer.
 
         Args:
             continues: the ids carry on a text, whose next word brings its own space, rather than begin one.
             plain: all of it is text.
-            thinking: it begins in the middle of a thought.
         """
-        self.mended = False
         self._tokenizer = tokenizer
         self._decoder = StreamDecoder(tokenizer, continues=continues)
         self._markers = {} if plain else {tokenizer.control[m]: m for m in _MARKERS if m in tokenizer.control}
-        self._within = "thinking" if thinking else "text"
+        self._within = "text"
         self._array: _CallArray | None = None
         self._held = ""  # of a call: what came before it was clear what it is
         self._name: str | None = None
@@ -64,16 +56,16 @@ class Reply:
         piece = self._said(self._decoder.flush())
         self._decoder = StreamDecoder(self._tokenizer)
         if marker in ("[THINK]", "[/THINK]"):
-            piece.text += self._given_up()
+            self._give_up(piece)
             self._within = "thinking" if marker == "[THINK]" else "text"
         elif marker == "[TOOL_CALLS]":
-            piece.text += self._given_up()
+            self._give_up(piece)
             self._within, self._name = "call", None
         elif self._within == "call" and self._array is None:  # name[ARGS]{…}, or name[CALL_ID]id[ARGS]{…}
-            written, self._held = self._held.strip(), ""
-            if marker == "[CALL_ID]":
-                self._name = written
-            else:
+            if marker == "[CALL_ID]" and self._name is None:
+                self._name, self._held = self._held.strip(), ""
+            elif marker == "[ARGS]":
+                written, self._held = self._held.strip(), ""
                 name, given = (written, None) if self._name is None else (self._name, written)
                 piece.calls.append(ToolCallDelta(self._calls, name, "", self._checked(given)))
                 self._calls += 1
@@ -83,15 +75,12 @@ class Reply:
     def flush(self) -> Piece:
         """What is left at the end."""
         piece = self._said(self._decoder.flush())
-        if self._array is not None and self._array.is_open:  # cut off before its id
-            piece.calls.append(ToolCallDelta(self._calls - 1, id=self._checked(None)))
-        piece.text += self._given_up()
+        self._give_up(piece)
         return piece
 
     def _checked(self, written: str | None) -> str:
         """An id for a call: the one that the model wrote, if it did and it can be used."""
-        usable = is_call_id(written) and written not in self._ids
-        self.mended |= written is not None and not usable
+        usable = written is not None and is_call_id(written) and written not in self._ids
         chosen = written if usable and written is not None else new_call_id()
         self._ids.add(chosen)
         return chosen
@@ -118,12 +107,16 @@ class Reply:
             self._calls = max(self._calls, call.index + 1)
             yield ToolCallDelta(call.index, call.name, call.arguments, self._checked(call.id)) if complete else call
 
-    def _given_up(self) -> str:
-        """What looked like the beginning of a call and was none."""
-        rest, self._held = (self._name or "") + self._held if self._within == "call" else "", ""
+    def _give_up(self, piece: Piece) -> None:
+        """Add what looked like the beginning of a call and was none; a call that was cut off before its id gets one."""
         if self._array is not None:
-            rest, self._array = self._array.unread, None
-        return rest
+            piece.text += self._array.unread
+            if self._array.is_open:
+                piece.calls.append(ToolCallDelta(self._calls - 1, id=self._checked(None)))
+            self._array = None
+        elif self._within == "call":
+            piece.text += (self._name or "") + self._held
+        self._held = ""
 
 
 class _CallArray:
@@ -166,7 +159,7 @@ class _CallArray:
                 self._tell(found)
                 break
             call, end = whole
-            if not isinstance(call.get("name"), str):
+            if not self.is_open and not isinstance(call.get("name"), str):
                 return found, self._text
             self._finish(found, call, self._text[:end])
             self._text = self._text[end:]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
@@ -29,6 +30,7 @@ class TemplateChat:
         from jinja2.meta import find_undeclared_variables
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+        self.one_call = False
         self._tokenizer = tokenizer
         self._given: dict[str, Any] = {
             "tools": None,
@@ -63,7 +65,7 @@ class TemplateChat:
         json_schema: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """As in `text.chat.ChatFormat`; where things stand is the template's to decide."""
-        turns = read_messages(messages)
+        turns = read_messages(messages, unanswered=True)
         if stable:
             raise RequestError("A model's own chat template decides where things stand.", "Leave out stable.")
         if tools and ("tools" not in self._reads or "[TOOL_CALLS]" not in self._tokenizer.control):
@@ -72,20 +74,22 @@ class TemplateChat:
         if reasoning_effort is not None:
             if "reasoning_effort" not in self._reads:
                 raise RequestError("This model's chat template has no reasoning effort.", "Leave out reasoning_effort.")
-            if not _WORD.fullmatch(reasoning_effort):  # it is no mark, so that templates can compare it
+            if not isinstance(reasoning_effort, str) or not _WORD.fullmatch(
+                reasoning_effort
+            ):  # it is no mark, so that templates can compare it
                 raise RequestError(f"reasoning_effort is {reasoning_effort!r}.", "Give a word, such as high.")
             around["reasoning_effort"] = reasoning_effort
         marks = Marks()
         named = {tool.name: marks.alone(tool.name) for tool in tools}
         if tools:
             around["tools"] = [_described(tool, named[tool.name], marks) for tool in tools]
-        said = [self._turn(turns, turn, marks) for turn in turns]
+        said = [self._turn(turns, index, marks) for index in range(len(turns))]
         text = self._render(said, add_generation_prompt=not turns[-1].prefix, **around)
         found = list(marks.find(text))
         if turns[-1].prefix and found:
             # What the template writes after an answer comes when it is whole.
             text = text[: self._stop(text, found[-1].end) if turns[-1].tool_calls else found[-1].end]
-        self._check_complete(text, found, marks)
+        self._check_complete(turns, text, found, marks)
         if missing := [name for name, mark in named.items() if not any(place.mark == mark for place in found)]:
             raise RequestError(f"The model's chat template leaves out the tools {', '.join(missing)}.")
         sampled = {
@@ -108,19 +112,20 @@ class TemplateChat:
         before = tokenizer.encode(checked_text(prefix), follows=True)
         return [tokenizer.bos_id, control["[SUFFIX]"], *after, control["[PREFIX]"], *before]
 
-    def _turn(self, turns: Sequence[Message], turn: Message, marks: Marks) -> dict[str, Any]:
+    def _turn(self, turns: Sequence[Message], index: int, marks: Marks) -> dict[str, Any]:
         """A message as templates take it."""
+        turn = turns[index]
         stands = (turn.content and not turn.parts) or (
             (turn.ids is not None or turn.prefix) and not _more_than_text(turn)
         )
-        content: Any = marks.once(turn.content) if stands else ""  # templates ask whether there is any
+        content: Any = marks.once(turn.content, index) if stands else ""  # templates ask whether there is any
         given: dict[str, Any] = {"role": turn.role, "content": content}
         if turn.parts:
             if not self._thinks_in_parts:
                 raise RequestError("This model's chat template has no thoughts.", "Leave them out.")
             kinds = ["thinking" if isinstance(part, Thought) else "text" for part in turn.parts]
             given["content"] = [
-                {"type": kind, kind: marks.once(part)} for kind, part in zip(kinds, turn.parts, strict=True)
+                {"type": kind, kind: marks.once(part, index)} for kind, part in zip(kinds, turn.parts, strict=True)
             ]
         if turn.thinking:
             thought = marks.alone(turn.thinking)
@@ -134,13 +139,16 @@ class TemplateChat:
                 {
                     "type": "function",
                     "id": call.id if is_call_id(call.id) else marks.of(call.id),
-                    "function": {"name": marks.once(call.name), "arguments": marks.within(_parsed(call.arguments))},
+                    "function": {
+                        "name": marks.once(call.name, index),
+                        "arguments": marks.within(_parsed(call.arguments)),
+                    },
                 }
                 for call in turn.tool_calls
             ]
         if turn.tool_call_id is not None:
             given["tool_call_id"] = turn.tool_call_id if is_call_id(turn.tool_call_id) else marks.of(turn.tool_call_id)
-            given["name"] = marks.of(name_of_call(turns, turn))
+            given["name"] = marks.of(name_of_call(turns, index))
         return given
 
     def _render(self, turns: list[dict[str, Any]], **around: Any) -> str:
@@ -149,12 +157,14 @@ class TemplateChat:
         except Exception as error:  # a template can fail in any way that a program can
             raise RequestError(f"The model's chat template refuses this conversation: {error}.") from error
 
-    def _check_complete(self, text: str, found: Sequence[Place], marks: Marks) -> None:
-        times = [sum(place.mark == mark for place in found) for mark in marks.needed]
-        if any(count != 1 for count in times) or marks.left_in(text):
+    def _check_complete(self, turns: Sequence[Message], text: str, found: Sequence[Place], marks: Marks) -> None:
+        times = Counter(place.mark for place in found)
+        lost = next((owner for mark, owner in marks.needed.items() if times[mark] != 1), None)
+        if lost is not None or marks.left_in(text):
+            what = "parts of this conversation" if lost is None else f"messages[{lost}], of the role {turns[lost].role}"
             raise RequestError(
-                "The model's chat template leaves out, repeats or cuts parts of this conversation.",
-                "It may not know one of the roles: put that text into the first message, or use --raw.",
+                f"The model's chat template leaves out, repeats or cuts {what}.",
+                "It may not know that role, or tools: put the text into a message of the user.",
             )
 
     def _sampled(

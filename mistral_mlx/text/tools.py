@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from mistral_mlx.completion import ToolCall
-from mistral_mlx.errors import RequestError
+from mistral_mlx.errors import InputError, RequestError
 from mistral_mlx.text.messages import TOOL_NAME
 from mistral_mlx.text.tokenizer import checked_text
 
@@ -20,6 +20,7 @@ class Tool:
 
     Attributes:
         parameters: a JSON schema of the arguments, an object; empty for none.
+        strict: calls of it are held to that schema while they are written.
         function: what is run when the model calls it; None leaves that to the caller.
     """
 
@@ -27,6 +28,7 @@ class Tool:
     description: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     function: Callable[..., Any] | None = None
+    strict: bool = False
 
     @classmethod
     def of(cls, given: Tool | Mapping[str, Any] | Callable[..., Any], where: str = "tool") -> Tool:
@@ -44,11 +46,16 @@ class Tool:
             tool = _of_definition(given, where)
         else:
             tool = given if isinstance(given, Tool) else _of_function(given, where)
+        if tool.function is not None:
+            _check_function(tool.function, where)
         if not isinstance(tool.name, str) or not TOOL_NAME.fullmatch(tool.name):
             raise RequestError(
                 f"{where} has the name {tool.name!r}.", "Names are letters, digits, _ and -, from 1 to 64 of them."
             )
-        checked_text(tool.description)
+        try:
+            checked_text(tool.description)
+        except InputError as error:
+            raise RequestError(f"{where}.description: {error.message}", error.hint) from error
         check_schema(tool.parameters, f"{where}.parameters")
         if tool.parameters and tool.parameters.get("type") != "object":
             raise RequestError(f"{where}.parameters is no schema of an object.", 'Give it "type": "object".')
@@ -68,15 +75,15 @@ class Tool:
         """
         assert self.function is not None
         from pydantic import ValidationError, validate_call
-        from pydantic_core import to_json
 
         try:
             values = json.loads(arguments or "{}")
             if not isinstance(values, dict):
                 return _fault("The arguments must be a JSON object.")
-            result = validate_call(self.function)(**values)
-            return result if isinstance(result, str) else to_json(result, serialize_unknown=True).decode()
+            return as_text(validate_call(self.function)(**values))
         except ValidationError as error:
+            if error.title != getattr(self.function, "__name__", None):  # raised within the function
+                return _fault(f"ValidationError: {error}")
             faults = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
             return _fault("; ".join(faults))
         except Exception as error:
@@ -107,6 +114,14 @@ def run_call(tools: Iterable[Tool], call: ToolCall) -> str:
     return _fault(f"There is no tool {call.name!r}.") if tool is None else tool.run(call.arguments)
 
 
+def as_text(result: Any) -> str:
+    """A tool's result: a string as it is, anything else as JSON."""
+    from pydantic_core import to_json
+
+    text = result if isinstance(result, str) else to_json(result, serialize_unknown=True, inf_nan_mode="null").decode()
+    return text.encode("utf-8", "replace").decode()  # halves of surrogate pairs are no text
+
+
 def check_schema(schema: object, where: str) -> None:
     """Raises RequestError if it is no JSON schema."""
     from jsonschema import Draft202012Validator, SchemaError
@@ -115,45 +130,53 @@ def check_schema(schema: object, where: str) -> None:
         if not isinstance(schema, Mapping):
             raise RequestError(f"{where} is {schema!r}.", "Give a JSON schema, as a mapping.")
         Draft202012Validator.check_schema(dict(schema))
-        json.dumps(schema)
+        checked_text(json.dumps(schema, ensure_ascii=False))
     except (SchemaError, TypeError, ValueError, RecursionError) as error:
         if isinstance(error, RequestError):
             raise
-        reason = error.message if isinstance(error, SchemaError) else str(error)
+        reason = f"at {error.json_path}, {error.message}" if isinstance(error, SchemaError) else str(error)
         raise RequestError(
             f"{where} is no JSON schema: {reason}.", "Mend it; json-schema.org describes them."
         ) from error
 
 
 def _fault(reason: str) -> str:
-    return json.dumps({"error": reason}, ensure_ascii=False)
+    return as_text(json.dumps({"error": reason}, ensure_ascii=False))
 
 
 NOT_RUN = _fault("This tool was not run.")
+TOO_LONG = _fault("The result is too long to be read.")
 
 
 def _of_definition(given: Mapping[str, Any], where: str) -> Tool:
     function = given.get("function")
-    if given.get("type", "function") != "function" or not isinstance(function, Mapping):
-        raise RequestError(f"{where} is {dict(given)!r}.", 'Give {"type": "function", "function": {"name": …, …}}.')
-    if unknown := function.keys() - {"name", "description", "parameters", "strict"}:
-        raise RequestError(f"{where} has {', '.join(map(repr, sorted(unknown)))}, which no format carries.")
-    if function.get("strict"):
+    if given.get("type", "function") != "function" or not isinstance(function, Mapping) or len(given) > 2:
         raise RequestError(
-            f"{where} is strict, and arguments are not held to their schema here.", "Leave out strict, and check them."
+            f"{where} has {', '.join(map(repr, given)) or 'nothing'}, and no type function with a function.",
+            'Give {"type": "function", "function": {"name": …, …}}.',
         )
-    return Tool(function.get("name", ""), function.get("description") or "", function.get("parameters") or {})
+    if unknown := function.keys() - {"name", "description", "parameters", "strict"}:
+        raise RequestError(
+            f"{where} has {', '.join(sorted(map(repr, unknown)))}, which no format carries.", "Leave it out."
+        )
+    parameters, strict = function.get("parameters"), function.get("strict") or False
+    if not isinstance(strict, bool):
+        raise RequestError(f"{where}.function.strict is {strict!r}.", "It must be true or false.")
+    return Tool(
+        function.get("name", ""),
+        function.get("description") or "",
+        {} if parameters is None else parameters,
+        strict=strict,
+    )
 
 
 def _of_function(given: object, where: str) -> Tool:
-    if not callable(given) or inspect.isclass(given):
+    name = getattr(given, "__name__", None)
+    if not callable(given) or inspect.isclass(given) or not isinstance(name, str):
         raise RequestError(f"{where} is {given!r}.", "Give a function, or a definition in OpenAI's form.")
-    if inspect.iscoroutinefunction(given):
-        raise RequestError(f"{where} is asynchronous.", "Give a function that returns its result.")
     from docstring_parser import parse
     from pydantic import TypeAdapter
 
-    name = getattr(given, "__name__", "")
     bare = [p for p in _parameters(given, where) if p.annotation is inspect.Parameter.empty]
     if bare:
         raise RequestError(f"{where}: {name} does not say what {bare[0].name} is.", "Give every argument a type hint.")
@@ -161,7 +184,8 @@ def _of_function(given: object, where: str) -> Tool:
         schema = TypeAdapter(cast(Any, given)).json_schema()
     except Exception as error:  # pydantic raises many kinds for hints that it cannot describe
         raise RequestError(
-            f"{where}: the hints of {name} cannot be described in a JSON schema: {error}.", "Use plain types."
+            f"{where}: the hints of {name} cannot be described in a JSON schema: {str(error).splitlines()[0]}",
+            "Use plain types, or pydantic's.",
         ) from error
     doc = parse(inspect.getdoc(given) or "")
     told = {p.arg_name: p.description for p in doc.params if p.description}
@@ -171,6 +195,13 @@ def _of_function(given: object, where: str) -> Tool:
             described.setdefault("description", " ".join(told[argument].split()))
     description = "\n\n".join(filter(None, (doc.short_description, doc.long_description)))
     return Tool(name, description, schema, given)
+
+
+def _check_function(function: object, where: str) -> None:
+    if not callable(function):
+        raise RequestError(f"{where}.function is {function!r}.", "Give a function.")
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise RequestError(f"{where} is asynchronous.", "Give a function that returns its result.")
 
 
 def _parameters(function: Callable[..., Any], where: str) -> list[inspect.Parameter]:

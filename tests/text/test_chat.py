@@ -124,7 +124,7 @@ def as_theirs(talk: Sequence[Message], version: str) -> list[Any]:
         if m.role == "user":
             return theirs.UserMessage(content=m.content)
         if m.role == "tool":
-            name = name_of_call(talk, m) if version == "v2" else None
+            name = name_of_call(talk, talk.index(m)) if version == "v2" else None
             return theirs.ToolMessage(content=m.content, tool_call_id=m.tool_call_id, name=name)
         calls = [TheirCall(id=c.id, function=FunctionCall(name=c.name, arguments=c.arguments)) for c in m.tool_calls]
         content: Any = m.content or None
@@ -406,13 +406,16 @@ BAD = {
         ],
         r"messages\[3\] is the result of the call",
     ),
-    "a call twice": ([TALK[0], Message("assistant", tool_calls=(CALL, CALL))], r"messages\[1\] has a second call"),
+    "a call twice": (
+        [TALK[0], Message("assistant", tool_calls=(CALL, CALL)), TALK[2]],
+        r"messages\[1\] has a second call",
+    ),
     "a short id": (
         [TALK[0], Message("assistant", tool_calls=(replace(CALL, id="short"),)), TALK[2]],
         r"messages\[1\] cannot be expressed.*length of 9",
     ),
     "a bad name": (
-        [TALK[0], Message("assistant", tool_calls=(replace(CALL, name="a b"),))],
+        [TALK[0], Message("assistant", tool_calls=(replace(CALL, name="a b"),)), TALK[2]],
         r"messages\[1\] calls 'a b', which is no tool's name",
     ),
     "a prefix in the middle": (
@@ -420,8 +423,15 @@ BAD = {
         r"messages\[1\] is a prefix, and not the last",
     ),
     "an answer that is empty": ([TALK[0], Message("assistant", ""), TALK[2]], r"messages\[1\] cannot be expressed"),
-    "nothing to answer": (TALK[:2], r"messages\[1\] cannot be expressed.*Expected last role"),
-    "assistant alone": ([TALK[1]], r"messages\[0\] cannot be expressed"),
+    "nothing to answer": (TALK[:2], r"messages\[1\] is the assistant's, and nothing follows it to be answered"),
+    "assistant alone": ([replace(TALK[1], prefix=True)], r"messages\[0\] cannot be expressed"),
+    "no content": ([{"role": "user"}], r"messages\[0\] has no content"),
+    "an odd prefix": (
+        [TALK[0], {"role": "assistant", "content": "a", "prefix": "yes"}],
+        r"messages\[1\].prefix is 'yes'",
+    ),
+    "odd ids": ([TALK[0], Message("assistant", "a", 5)], r"messages\[1\].ids is 5"),  # type: ignore[arg-type]
+    "odd calls": ([TALK[0], Message("assistant", tool_calls=({},))], "no ToolCall"),  # type: ignore[arg-type]
     "half a character": ([Message("user", "caf\udce9")], r"messages\[0\]: .*not valid Unicode"),
     "a call that is none": (
         [TALK[0], {"role": "assistant", "tool_calls": [{"id": "x"}]}],

@@ -11,6 +11,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 import mistral_mlx as mm
+from mistral_mlx import Tool
+from mistral_mlx.completion import join_calls
 from mistral_mlx.text.bpe import Bpe
 from mistral_mlx.text.grammar import Form, Vocabulary
 from mistral_mlx.text.reply import Reply
@@ -91,7 +93,7 @@ def test_the_whole_answer_matches_an_expression(
 @pytest.mark.parametrize("kind", ["v3", "demo"])
 def test_json_mode_gives_an_object(kind: str, vocabularies: dict[str, Any]) -> None:
     rng = np.random.default_rng(2)
-    texts = [write(vocabularies[kind], Form(), rng) for _ in range(60)]
+    texts = [write(vocabularies[kind], Form({"type": "object"}), rng) for _ in range(60)]
     assert any(done for *_, done in texts)
     assert all(isinstance(json.loads(text), dict) for text, _, done in texts if done)
     assert all(text.startswith("{") for text, *_ in texts)
@@ -113,18 +115,49 @@ def test_a_model_that_can_may_think_first(vocabularies: dict[str, Any]) -> None:
     assert not Form(regex="ab").begin(vocabulary).allowed()[think]
 
 
-def test_a_model_with_tools_may_call_them_instead(vocabularies: dict[str, Any]) -> None:
-    for kind in ("v3", "v13-tekken"):
-        tokenizer, vocabulary = vocabularies[kind]
-        calls = tokenizer.control["[TOOL_CALLS]"]
-        matcher = Form(json_schema=PERSON).begin(vocabulary, thinks=True, calls=True)
-        assert matcher.allowed()[calls]
-        args = [tokenizer.control["[ARGS]"]] if "[ARGS]" in tokenizer.control else []
-        for token in (calls, *tokenizer.encode("look"), *args, *tokenizer.encode('{"a": 1}')):
+NUMBER = {"type": "object", "properties": {"n": {"enum": [1, 22]}}, "required": ["n"], "additionalProperties": False}
+LOOK = Tool("look", parameters=NUMBER, strict=True)
+PING = Tool("ping", parameters={"type": "object", "properties": {}, "additionalProperties": False}, strict=True)
+
+
+@pytest.mark.parametrize("kind", ["v3", "v7-tekken", "v13-tekken"])
+def test_a_model_with_tools_may_call_them_instead(kind: str, vocabularies: dict[str, Any]) -> None:
+    """And nothing else than them, with arguments as they have them."""
+    tokenizer, vocabulary = vocabularies[kind]
+    calls, rng = tokenizer.control["[TOOL_CALLS]"], np.random.default_rng(3)
+    assert not Form(json_schema=PERSON).begin(vocabulary).allowed()[calls]
+    for _ in range(10):
+        matcher = Form(json_schema=PERSON, tools=[LOOK, PING]).begin(vocabulary, thinks=True)
+        reply, token, deltas = Reply(tokenizer), calls, []
+        for _ in range(2000):
             assert matcher.allowed()[token]
             matcher.accept(token)
-        assert matcher.allowed()[2]
-        assert not Form(json_schema=PERSON).begin(vocabulary).allowed()[calls]
+            deltas += reply.feed(token).calls
+            allowed = np.nonzero(matcher.allowed())[0]
+            token = 2 if 2 in allowed else int(rng.choice(allowed))
+            if token == 2:
+                break
+        assert token == 2
+        made = join_calls(deltas + reply.flush().calls)
+        assert made
+        for call in made:
+            tool = {"look": LOOK, "ping": PING}[call.name]
+            Draft202012Validator(tool.parameters).validate(json.loads(call.arguments))
+            assert len(call.id) == 9
+
+
+def test_strict_tools_leave_the_answer_free(vocabularies: dict[str, Any]) -> None:
+    tokenizer, vocabulary = vocabularies["v13-tekken"]
+    matcher = Form(tools=[PING]).begin(vocabulary, thinks=True)
+    for token in tokenizer.encode('Anything { 🦙 ["'):
+        assert matcher.allowed()[token]
+        matcher.accept(token)
+    assert matcher.allowed()[2]
+    begun = [tokenizer.control["[TOOL_CALLS]"], *tokenizer.encode("ping"), tokenizer.control["[ARGS]"]]
+    for token in begun:
+        assert matcher.allowed()[token]
+        matcher.accept(token)
+    assert {tokenizer.token_bytes(int(i)) for i in np.nonzero(matcher.allowed())[0]} <= {b"{", b"{}"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -140,7 +173,7 @@ def test_no_control_token_is_allowed_within_an_answer(kind: str, vocabularies: d
 @pytest.mark.parametrize(
     ("form", "reason"),
     [
-        (Form(regex="(a"), "regex '\\(a' cannot be followed: unclosed group"),
+        (Form(regex="(a"), "regex \\(a cannot be followed: unclosed group"),
         (Form(regex="a(?=b)"), "look-around"),
         (Form(json_schema={"not": {"type": "string"}}), 'Unimplemented keys: \\["not"\\]'),
         (Form(json_schema={"type": "strin"}), "json_schema is no JSON schema"),

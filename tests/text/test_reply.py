@@ -23,12 +23,12 @@ CALLING = [name for name in FORMATS if name != "v1"]
 NESTED = json.dumps({"a": {"b": [1, "}", '"', "\\"]}, "é": "🦙\n"}, ensure_ascii=False)
 
 
-def read(tokenizer: SentencePiece | Tekken, ids: list[int], **options: Any) -> tuple[str, str, list[ToolCall], Reply]:
+def read(tokenizer: SentencePiece | Tekken, ids: list[int], **options: Any) -> tuple[str, str, list[ToolCall]]:
     """An answer as a whole: text, thoughts, calls."""
     reply = Reply(tokenizer, **options)
     pieces = [*(reply.feed(i) for i in ids), reply.flush()]
     calls = join_calls(d for p in pieces for d in p.calls)
-    return "".join(p.text for p in pieces), "".join(p.thinking for p in pieces), calls, reply
+    return "".join(p.text for p in pieces), "".join(p.thinking for p in pieces), calls
 
 
 def answer_ids(chat: MistralChat, answer: Message) -> list[int]:
@@ -49,14 +49,13 @@ def test_calls_as_mistral_common_writes_them_are_read_back(
         count = 1
     calls = tuple(ToolCall(f"abcDE123{n}", f"tool_{n}", NESTED if n else "{}") for n in range(count))
     ids = answer_ids(formats[name], Message("assistant", tool_calls=calls))
-    text, thinking, found, reply = read(tokenizers[name], ids)
+    text, thinking, found = read(tokenizers[name], ids)
     assert (text, thinking) == ("", "")
     assert [(c.name, json.loads(c.arguments)) for c in found] == [(c.name, json.loads(c.arguments)) for c in calls]
     assert len({c.id for c in found}) == count
     if name in ("v3", "v7", "v3-tekken", "v7-tekken", "v11-tekken"):  # where the format writes them
         assert [c.id for c in found] == [c.id for c in calls]
     assert all(len(c.id) == 9 and c.id.isalnum() for c in found)
-    assert not reply.mended
 
 
 @pytest.mark.parametrize("name", CALLING)
@@ -82,7 +81,7 @@ def test_arguments_come_while_they_are_written(
 def test_text_before_calls_is_text(name: str, tokenizers: Tokenizers, formats: dict[str, MistralChat]) -> None:
     call = ToolCall("abcDE1234", "save", '{"n": 1}')
     ids = answer_ids(formats[name], Message("assistant", "I'll look. ", tool_calls=(call,)))
-    text, _, calls, _ = read(tokenizers[name], ids)
+    text, _, calls = read(tokenizers[name], ids)
     assert text.rstrip() == "I'll look."
     assert [c.name for c in calls] == ["save"]
 
@@ -92,14 +91,10 @@ def test_thoughts_are_split_from_the_answer(name: str, tokenizers: Tokenizers, f
     said = Message("assistant", "It is 4.", thinking="2 + 2 🦙", tool_calls=(ToolCall("abcDE1234", "f", "{}"),))
     ids = answer_ids(formats[name], said)
     assert read(tokenizers[name], ids)[:2] == ("It is 4.", "2 + 2 🦙")
-    inside = ids[ids.index(tokenizers[name].control["[THINK]"]) + 3 :]
-    text, thinking, calls, _ = read(tokenizers[name], inside, thinking=True)
-    assert text == "It is 4."
-    assert "2 + 2 🦙".endswith(thinking)
-    assert [c.name for c in calls] == ["f"]
+    assert [c.name for c in read(tokenizers[name], ids)[2]] == ["f"]
     plain = read(tokenizers[name], ids, plain=True)
     assert plain[0] == "2 + 2 🦙It is 4.f{}"
-    assert plain[1:3] == ("", [])
+    assert plain[1:] == ("", [])
 
 
 @pytest.mark.parametrize(
@@ -115,6 +110,7 @@ def test_thoughts_are_split_from_the_answer(name: str, tokenizers: Tokenizers, f
         ('[{"name": "f", "arguments": "{\\"a\\": 1}"}]', "", [("f", '{"a": 1}')]),
         ('[{"name": "f", "arguments": {"a": 1}}, {"name": "g"', '{"name": "g"', [("f", '{"a": 1}')]),
         ('[{"name": "f", "arguments": {"a": "cut o', "", [("f", '{"a": "cut o')]),
+        ('[{"name": "f", "arguments": {"a": 1}, "name": 5}]', "", [("f", '{"a": 1}')]),
         ('[{"name": "f", "arguments": {}}] and so on', "and so on", [("f", "{}")]),
         ("[", "", []),
         ("", "", []),
@@ -134,6 +130,16 @@ def test_what_a_model_writes_in_place_of_calls_is_not_lost(
         assert all(c.id for c in found[2])
 
 
+def test_a_call_that_another_marker_cuts_off_has_an_id(tokenizers: Tokenizers) -> None:
+    tokenizer = tokenizers["v13-tekken"]
+    calls, think = tokenizer.control["[TOOL_CALLS]"], tokenizer.control["[THINK]"]
+    cut = [calls, *tokenizer.encode('[{"name": "f", "arguments": {"a')]
+    for marker in (calls, think):
+        [call] = read(tokenizer, [*cut, marker])[2]
+        assert (call.name, call.arguments) == ("f", '{"a')
+        assert len(call.id) == 9
+
+
 def test_a_broken_call_by_name_is_told_as_far_as_it_goes(tokenizers: Tokenizers) -> None:
     tokenizer = tokenizers["v11-tekken"]
     calls, ident, args = (tokenizer.control[m] for m in ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"))
@@ -150,14 +156,12 @@ def test_a_broken_call_by_name_is_told_as_far_as_it_goes(tokenizers: Tokenizers)
 def test_an_id_that_cannot_be_used_is_replaced(written: str, tokenizers: Tokenizers) -> None:
     tokenizer = tokenizers["v3"]
     text = json.dumps([{"name": "f", "arguments": {}, "id": written}])
-    _, _, [call], reply = read(tokenizer, [tokenizer.control["[TOOL_CALLS]"], *tokenizer.encode(text)])
+    _, _, [call] = read(tokenizer, [tokenizer.control["[TOOL_CALLS]"], *tokenizer.encode(text)])
     assert call.id != written
     assert len(call.id) == 9
-    assert reply.mended
     twice = json.dumps([{"name": "f", "arguments": {}, "id": "abcDE1234"}] * 2)
-    _, _, calls, reply = read(tokenizer, [tokenizer.control["[TOOL_CALLS]"], *tokenizer.encode(twice)])
+    _, _, calls = read(tokenizer, [tokenizer.control["[TOOL_CALLS]"], *tokenizer.encode(twice)])
     assert calls[0].id == "abcDE1234" != calls[1].id
-    assert reply.mended
 
 
 json_objects = st.dictionaries(
@@ -175,7 +179,7 @@ def test_any_arguments_are_read_letter_for_letter(
     tokenizer = tokenizers["v7-tekken"]
     calls = [{"name": f"t{n}", "arguments": o, "id": f"abcDE123{n}"} for n, o in enumerate(objects)]
     text = json.dumps(calls, ensure_ascii=ascii_only, indent=indent)
-    rest, _, found, _ = read(tokenizer, [tokenizer.control["[TOOL_CALLS]"], *tokenizer.encode(text)])
+    rest, _, found = read(tokenizer, [tokenizer.control["[TOOL_CALLS]"], *tokenizer.encode(text)])
     assert rest == ""
     assert [json.loads(c.arguments) for c in found] == objects
     assert all(c.arguments in text for c in found)
@@ -194,6 +198,6 @@ def test_random_ids_are_taken_apart_without_an_error(name: str, tokenizers: Toke
         ids: list[int] = []
         for _ in range(rng.integers(0, 20)):
             ids += [int(rng.choice(markers))] if markers and rng.random() < 0.3 else bits[rng.integers(len(bits))]
-        _, _, calls, _ = read(tokenizer, ids)
+        _, _, calls = read(tokenizer, ids)
         assert all(call.id for call in calls)
         assert len({call.id for call in calls}) == len(calls)

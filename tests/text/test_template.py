@@ -441,6 +441,7 @@ LOOPS_LATER = {
 def test_sampled_answers_are_kept_while_tools_are_called(version: str, name: str, formats: Formats) -> None:
     chat = formats.chat(TEMPLATES[version])
     talk = [sampled(formats, m) if m.role == "assistant" else m for m in (LOOPS | LOOPS_LATER)[name]]
+    talk += [ASK] if talk[-1].role == "assistant" else []
     expected: list[int] = []
     for n, message in enumerate(talk):
         if message.ids is not None:
@@ -471,12 +472,13 @@ def test_answers_after_a_prompt_that_changed_are_encoded_from_their_text(version
 def test_thoughts_that_a_template_forgets_take_the_sampled_ids_along(formats: Formats) -> None:
     template = (
         "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]{% else %}"
-        "{% if loop.last and m.thinking %}<think>{{ m.thinking }}</think>{% endif %}{{ m.content }}{{ eos_token }}"
+        "{% if loop.revindex <= 2 and m.thinking %}<think>{{ m.thinking }}</think>{% endif %}"
+        "{{ m.content }}{{ eos_token }}"
         "{% endif %}{% endfor %}"
     )
     chat, answer = formats.chat(template), sampled(formats, replace(ANSWER, thinking="Hm."))
-    assert chat.encode([ASK, answer]) == [*chat.encode([ASK]), *answer.ids, 2]
-    assert chat.encode([ASK, answer, ASK]) == chat.encode([ASK, ANSWER, ASK])
+    assert chat.encode([ASK, answer, ASK]) == [*chat.encode([ASK]), *answer.ids, 2, *chat.encode([ASK])[1:]]
+    assert chat.encode([ASK, answer, ASK, ASK]) == chat.encode([ASK, ANSWER, ASK, ASK])
 
 
 def test_a_template_may_know_no_beginning_of_a_conversation(formats: Formats) -> None:

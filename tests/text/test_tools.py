@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from datetime import date
@@ -94,6 +95,13 @@ def test_what_a_function_raises_is_told_to_the_model() -> None:
     with pytest.raises(KeyboardInterrupt):
         Tool.of(stop).run("{}")
 
+    def inner() -> Point:
+        return Point.model_validate({})
+
+    assert "Point" in json.loads(Tool.of(inner).run("{}"))["error"]
+    assert Tool("f", function=lambda: "a\ud800b").run("{}") == "a?b"
+    assert Tool("f", function=lambda: [float("nan")]).run("{}") == "[null]"
+
 
 def test_a_method_and_a_definition_are_tools_too() -> None:
     @dataclasses.dataclass
@@ -141,12 +149,15 @@ async def later() -> None: ...
         (odd_hint, "hints of odd_hint cannot be described"),
         (later, "is asynchronous"),
         (lambda: None, "has the name '<lambda>'"),
-        ({"type": "retrieval"}, r"tools\[0\] is {'type'"),
-        ({"type": "function"}, r"tools\[0\] is {'type'"),
+        (functools.partial(later), r"tools\[0\] is functools.partial"),
+        (Tool("f", function=later), "is asynchronous"),
+        (Tool("f", function=5), "function is 5"),  # type: ignore[arg-type]
+        ({"type": "retrieval"}, r"tools\[0\] has 'type', and no type function"),
+        ({"name": "f", "parameters": {}}, r"tools\[0\] has 'name', 'parameters', and no type function"),
         ({"type": "function", "function": {"name": "a b"}}, "has the name 'a b'"),
         ({"type": "function", "function": {"name": ""}}, "has the name ''"),
         ({"type": "function", "function": {"name": "a", "color": 1}}, "has 'color'"),
-        ({"type": "function", "function": {"name": "a", "strict": True}}, "is strict"),
+        ({"type": "function", "function": {"name": "a", "strict": "yes"}}, "strict is 'yes'"),
         ({"type": "function", "function": {"name": "a", "parameters": {"type": 5}}}, "parameters is no JSON schema"),
         ({"type": "function", "function": {"name": "a", "parameters": {"type": "string"}}}, "no schema of an object"),
         ({"type": "function", "function": {"name": "a", "parameters": [1]}}, r"parameters is \[1\]"),
