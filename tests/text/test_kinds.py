@@ -22,8 +22,9 @@ from mistral_mlx.text.sentencepiece import SentencePiece
 from mistral_mlx.text.tekken import Tekken
 from mistral_mlx.text.template import TemplateChat
 from mistral_mlx.text.tokenizer import Tokenizer, decode_whole
+from tests.chat_formats import DATA, SPM_FILES
 from tests.text.test_decoder import stream
-from tests.text.test_tokenizer import DATA, FILES, SPM, TEXTS
+from tests.text.test_tokenizer import SPM, TEXTS
 
 TEKKEN = DATA / "tekken_240718.json"
 TALK = [Message("user", "Hello"), Message("assistant", "Hi there!"), Message("user", "How are you?")]
@@ -97,14 +98,14 @@ def from_gguf() -> dict[str, Tokenizer]:
 
 
 @settings(max_examples=300)
-@given(st.sampled_from(list(FILES)), texts)
+@given(st.sampled_from(list(SPM_FILES)), texts)
 def test_a_gguf_vocabulary_encodes_as_the_model_it_was_made_from(
     from_gguf: dict[str, Tokenizer], version: str, text: str
 ) -> None:
     assert from_gguf[version].encode(text) == list(SPM[version]._model.encode(text))
 
 
-@pytest.mark.parametrize("version", FILES)
+@pytest.mark.parametrize("version", SPM_FILES)
 def test_a_gguf_vocabulary_is_the_model_it_was_made_from(version: str, from_gguf: dict[str, Tokenizer]) -> None:
     made, model = from_gguf[version], SPM[version]
     assert isinstance(made, SentencePiece)
@@ -173,7 +174,7 @@ def spm_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import AutoTokenizer
 
     source, folder = tmp_path_factory.mktemp("spm"), tmp_path_factory.mktemp("json")
-    shutil.copy(DATA / FILES["v1"], source / "tokenizer.model")
+    shutil.copy(DATA / SPM_FILES["v1"], source / "tokenizer.model")
     (source / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
     return folder
@@ -280,7 +281,7 @@ def test_tokens_that_a_fine_tune_added_are_found(spm_json: Path, tmp_path: Path)
     for i, name in enumerate(["<|im_end|>", "<|im_start|>"]):
         data["added_tokens"].append(data["added_tokens"][1] | {"id": 32000 + i, "content": name})
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))
-    (tmp_path / "tokenizer.model").write_bytes((DATA / FILES["v1"]).read_bytes())
+    (tmp_path / "tokenizer.model").write_bytes((DATA / SPM_FILES["v1"]).read_bytes())
     template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     settings = {
         "bos_token": "<s>",
@@ -301,7 +302,7 @@ def test_tokens_that_a_fine_tune_added_are_found(spm_json: Path, tmp_path: Path)
 
 def test_tokens_that_a_template_needs_and_no_file_has_are_named(tmp_path: Path) -> None:
     """Fine-tunes without tokenizer.json: their control tokens would be written as text."""
-    (tmp_path / "tokenizer.model").write_bytes((DATA / FILES["v1"]).read_bytes())
+    (tmp_path / "tokenizer.model").write_bytes((DATA / SPM_FILES["v1"]).read_bytes())
     keys = {
         "added_tokens_decoder": {
             "2": {"content": "</s>", "special": True},
@@ -339,7 +340,7 @@ def test_a_tokenizer_json_that_cannot_be_used_says_why(content: str, word: str, 
     [([{"name": "tool_use", "template": "x"}], "tool_use"), ({"default": "x"}, "no text"), (3, "3")],
 )
 def test_templates_that_cannot_be_used_leave_plain_text(template: Any, word: str, tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.model").write_bytes((DATA / FILES["v1"]).read_bytes())
+    (tmp_path / "tokenizer.model").write_bytes((DATA / SPM_FILES["v1"]).read_bytes())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template, "add_bos_token": False}))
     found = open_text(tmp_path, {}, 32000)
     assert isinstance(found.tokenizer, SentencePiece)

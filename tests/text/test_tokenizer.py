@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import mistral_common
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,15 +16,9 @@ from mistral_mlx.text.files import find_tokenizer, gguf_tokenizer
 from mistral_mlx.text.sentencepiece import SentencePiece
 from mistral_mlx.text.tokenizer import decode_whole
 from mistral_mlx.weights.formats.gguf import read_header
+from tests.chat_formats import DATA, SPM_FILES
 
-DATA = Path(mistral_common.__file__).parent / "data"
-FILES = {
-    "v1": "tokenizer.model.v1",
-    "v2": "mistral_instruct_tokenizer_240216.model.v2",
-    "v3": "mistral_instruct_tokenizer_240323.model.v3",
-    "v7": "mistral_instruct_tokenizer_241114.model.v7",
-}
-SPM = {version: SentencePiece((DATA / name).read_bytes()) for version, name in FILES.items()}
+SPM = {version: SentencePiece((DATA / name).read_bytes()) for version, name in SPM_FILES.items()}
 COMMON = {"v1": MistralTokenizer.v1(), "v2": MistralTokenizer.v2(), "v3": MistralTokenizer.v3()}
 TEXTS = [
     "Hello", " leading", "  two", "a\nb", "\n", "naïve café", "🦙 llama", "日本語", "<s></s>[INST] [/INST]", "", "1234",
@@ -43,9 +36,9 @@ def bpe() -> Bpe:
     return tokenizer
 
 
-@pytest.mark.parametrize("version", FILES)
+@pytest.mark.parametrize("version", SPM_FILES)
 def test_the_version_is_told_by_the_file_not_its_name(version: str, tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.model").write_bytes((DATA / FILES[version]).read_bytes())
+    (tmp_path / "tokenizer.model").write_bytes((DATA / SPM_FILES[version]).read_bytes())
     tokenizer = find_tokenizer(tmp_path)
     assert isinstance(tokenizer, SentencePiece)
     assert tokenizer.version == version
@@ -110,7 +103,7 @@ def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
 
 
 def test_a_damaged_tokenizer_says_so(tmp_path: Path) -> None:
-    for content in (b"", b"not a model", (DATA / FILES["v1"]).read_bytes()[:1000]):
+    for content in (b"", b"not a model", (DATA / SPM_FILES["v1"]).read_bytes()[:1000]):
         (tmp_path / "tokenizer.model").write_bytes(content)
         with pytest.raises(mm.TokenizerError, match="is not a SentencePiece model"):
             find_tokenizer(tmp_path)
