@@ -162,7 +162,6 @@ async def later() -> None: ...
         ({"type": "function", "function": {"name": "a", "parameters": {"type": "string"}}}, "no schema of an object"),
         ({"type": "function", "function": {"name": "a", "parameters": [1]}}, r"parameters is \[1\]"),
     ],
-    ids=str,
 )
 def test_what_cannot_be_a_tool_is_refused_by_its_index(tool: Any, reason: str) -> None:
     with pytest.raises(mm.RequestError, match=reason):
