@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,6 +15,8 @@ from hypothesis import settings
 
 from mistral_mlx.backend import preload_blas
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # the processes share the cores
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 preload_blas()
 
 import mlx.core as mx  # noqa: E402

@@ -97,7 +97,7 @@ def test_memory_of_a_long_generation_is_constant() -> None:
     for _ in decode(model, logits, cache, SamplingParams(max_tokens=400)):
         active.append(mx.get_active_memory())
     assert cache.nbytes == cache.max_bytes
-    assert max(active[200:]) == min(active[200:])
+    assert max(active[200:]) - min(active[200:]) <= 16  # a number may be in flight
 
 
 @pytest.mark.parametrize("name", MODELS)
