@@ -217,6 +217,29 @@ def test_whatever_a_model_calls_the_chat_goes_on(name: str, talkers: Talkers, mo
     assert chat.send("and?").text == "ok"
 
 
+def test_calls_of_a_strict_tool_always_have_its_arguments(talkers: Talkers) -> None:
+    """Of a random model that is made to call, its letters drawn at temperature 1."""
+    llm, ran = talkers("v3"), []
+    schema = {
+        "type": "object",
+        "properties": {"size": {"enum": ["S", "M"]}, "count": {"type": "integer", "minimum": 1, "maximum": 5}},
+        "required": ["size", "count"],
+        "additionalProperties": False,
+    }
+
+    def order(size: str, count: int) -> None:
+        ran.append({"size": size, "count": count})
+
+    tool = mm.Tool("order", "Order shirts.", schema, order, strict=True)
+    bias = {llm.tokenizer.control["[TOOL_CALLS]"]: 1000.0, llm.tokenizer.encode("]", inside=True)[0]: 1000.0}
+    options = {"temperature": 1.0, "seed": 5, "logit_bias": bias, "max_rounds": 3, "max_tokens": 200}
+    answer = llm.chat(tools=[tool]).send("Go.", **options)
+    assert answer.finish_reason == "tool_rounds"
+    assert len(ran) >= 3
+    for arguments in ran:
+        Draft202012Validator(schema).validate(arguments)
+
+
 def test_an_answer_that_is_cut_within_a_call_runs_nothing(talkers: Talkers, monkeypatch: pytest.MonkeyPatch) -> None:
     llm = talkers("v7-tekken")
     called = calling(llm.tokenizer, ("abcDE1234", "weather", '{"city": "Rome"}'))
