@@ -16,7 +16,7 @@ from mistral_mlx.text.grammar import FormMatcher
 from mistral_mlx.text.messages import Message, open_calls, read_messages
 from mistral_mlx.text.reply import Piece, Reply
 from mistral_mlx.text.tokenizer import checked_text
-from mistral_mlx.text.tools import NOT_RUN, TOO_LONG, Tool, as_text, read_tools, run_call, runs_here
+from mistral_mlx.text.tools import NOT_RUN, TOO_LONG, Around, Tool, as_text, read_tools, run_call, runs_here
 
 if TYPE_CHECKING:
     from mistral_mlx.llm import LLM
@@ -106,9 +106,10 @@ class Chat:
         self.tools = tools
         self._llm = llm
         self._format = llm.chat_format
-        self._around: dict[str, Any] = {"stable": stable, "reasoning_effort": reasoning_effort}
+        self._around: Around = {"stable": stable, "reasoning_effort": reasoning_effort}
         if self.tools or stable or reasoning_effort is not None:  # what the format has no place for is refused at once
-            self._format.encode([Message("user", "?")], tools=self.tools, **self._around)
+            around: Around = {**self._around, "tools": self.tools}
+            self._format.encode([Message("user", "?")], **around)
         self._cache = llm.model.make_cache()
         self._held: list[int] = []  # the ids that the cache stands after
         self._open: ref[Generator[Chunk]] | None = None
@@ -254,9 +255,8 @@ class Chat:
         return _Asked(messages[:-1], ids, begun, known, Reply(llm.tokenizer, continues=known is None), constraint)
 
     def _encode(self, messages: Sequence[Message], options: _Options) -> list[int]:
-        schema = options.params.json_schema
-        ids = self._format.encode(messages, tools=options.tools, json_schema=schema, **self._around)
-        return self._llm.checked(ids)
+        around: Around = {**self._around, "tools": options.tools, "json_schema": options.params.json_schema}
+        return self._llm.checked(self._format.encode(messages, **around))
 
     def _answers(self, asked: _Asked, options: _Options) -> Generator[Chunk]:
         """Answers, one after another, until one calls no tool that is run here."""

@@ -14,14 +14,14 @@ from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, Protocol, Unpack
 
 from mistral_mlx.errors import InputError, RequestError, TokenizerError
 from mistral_mlx.text.messages import TOOL_NAME, Message, Thought, name_of_call, read_messages
 from mistral_mlx.text.sentencepiece import SentencePiece
 from mistral_mlx.text.tekken import Tekken
 from mistral_mlx.text.tokenizer import checked_text
-from mistral_mlx.text.tools import Tool
+from mistral_mlx.text.tools import Around
 
 log = logging.getLogger("mistral_mlx")
 
@@ -35,23 +35,11 @@ class ChatFormat(Protocol):
 
     one_call: bool
 
-    def encode(
-        self,
-        messages: Iterable[Message | Mapping[str, Any]],
-        *,
-        tools: Sequence[Tool] = (),
-        stable: bool = False,
-        reasoning_effort: str | None = None,
-        json_schema: Mapping[str, Any] | None = None,
-    ) -> list[int]:
+    def encode(self, messages: Iterable[Message | Mapping[str, Any]], **around: Unpack[Around]) -> list[int]:
         """The ids of a conversation up to where the assistant's next answer begins.
 
         Args:
             messages: or mappings as in OpenAI's API.
-            tools: what the model may call.
-            stable: put the system prompt and the tools where they stay as the conversation grows.
-            reasoning_effort: how much a model is to think that can be told so (v15).
-            json_schema: what the answer will be held to, for formats that tell the model (v15).
 
         Raises:
             RequestError: what the format cannot express; it names a message by its index.
@@ -76,15 +64,7 @@ class MistralChat:
         self._warned: set[str] = set()
         self._lock = Lock()
 
-    def encode(
-        self,
-        messages: Iterable[Message | Mapping[str, Any]],
-        *,
-        tools: Sequence[Tool] = (),
-        stable: bool = False,
-        reasoning_effort: str | None = None,
-        json_schema: Mapping[str, Any] | None = None,
-    ) -> list[int]:
+    def encode(self, messages: Iterable[Message | Mapping[str, Any]], **around: Unpack[Around]) -> list[int]:
         """As in `ChatFormat`.
 
         v2 to v11 put the tools before the last message of the user, and v2 and v3 the system prompt into it, so they
@@ -95,11 +75,11 @@ class MistralChat:
         turns = read_messages(messages, join=self._normalizer._chunk_join_str, unanswered=True)
         if version == "v1":
             self._warn_of_forged_turns(turns)
-            if tools or any(m.tool_calls or m.role == "tool" for m in turns):
+            if around.get("tools") or any(m.tool_calls or m.role == "tool" for m in turns):
                 raise RequestError("This model's chat format (v1) has no tools.", "Use a later model: v0.3 and up.")
-        if reasoning_effort is not None:
-            self._check_effort(reasoning_effort)
-        given = _Given(turns, tools, stable, reasoning_effort, json_schema)
+        if (effort := around.get("reasoning_effort")) is not None:
+            self._check_effort(effort)
+        given = _Given(turns, around)
         _ = self._instruct  # a tokenizer that lacks its version's tokens is nobody's message's fault
         try:
             return self._encode(given, self._validators[0])
@@ -125,7 +105,7 @@ class MistralChat:
         request = given.request(self._tokenizer.version, self._takes_schema)
         given_to = self._normalizer.from_chat_completion_request(validator(request))
         with self._lock:  # front ends count tokens while a model's thread encodes
-            self._instruct.answers, self._instruct.stable = given.answers, given.stable
+            self._instruct.answers, self._instruct.stable = given.answers, given.around.get("stable", False)
             ids = list(self._instruct.encode_instruct(given_to).tokens)
         if given.answers:
             raise InputError("it joins or drops some of the answers.")
@@ -264,37 +244,30 @@ class _Given:
         answers: ids that were sampled, by the mark that stands for them in the request.
     """
 
-    def __init__(
-        self,
-        turns: Sequence[Message],
-        tools: Sequence[Tool],
-        stable: bool,
-        reasoning_effort: str | None,
-        json_schema: Mapping[str, Any] | None,
-    ) -> None:
+    def __init__(self, turns: Sequence[Message], around: Around) -> None:
         self.turns = turns
-        self.stable = stable
+        self.around = around
         self.answers: dict[str, list[int]] = {}
-        self._around = tools, stable, reasoning_effort, json_schema
         self._nonce = secrets.token_hex(8)  # so that nobody can have written the marks
 
     def up_to(self, count: int) -> _Given:
         """The beginning of the same."""
-        return _Given(self.turns[:count], *self._around)
+        return _Given(self.turns[:count], self.around)
 
     def request(self, version: str, takes_schema: bool) -> Any:
         """As mistral-common takes it."""
         from mistral_common.protocol.instruct import request as common
         from mistral_common.protocol.instruct import tool_calls
 
-        tools, _, effort, schema = self._around
+        effort, schema = self.around.get("reasoning_effort"), self.around.get("json_schema")
+        tools = [tool_calls.Tool.from_openai(tool.definition()) for tool in self.around.get("tools", ())]
         form = common.ResponseFormat()
         if takes_schema and schema is not None:
             held = common.JsonSchema(name="answer", schema=dict(schema))
             form = common.ResponseFormat(type=common.ResponseFormats.json_schema, json_schema=held)
         return common.ChatCompletionRequest(
             messages=[self._turn(i, turn, version) for i, turn in enumerate(self.turns)],
-            tools=[tool_calls.Tool.from_openai(tool.definition()) for tool in tools] or None,
+            tools=tools or None,
             reasoning_effort=None if effort is None else common.ReasoningEffort(effort),
             response_format=form,
         )

@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Unpack
 
 from mistral_mlx.errors import RequestError, TokenizerError
 from mistral_mlx.text.marks import Marks, Place
 from mistral_mlx.text.messages import Message, Thought, is_call_id, name_of_call, read_messages
 from mistral_mlx.text.tokenizer import Tokenizer, checked_text
-from mistral_mlx.text.tools import Tool
+from mistral_mlx.text.tools import Around, Tool
 
 
 class TemplateChat:
@@ -55,36 +55,27 @@ class TemplateChat:
                 f"The model's chat template is broken: {error}.", "Generate from plain text: LLM.generate, or --raw."
             ) from error
 
-    def encode(
-        self,
-        messages: Iterable[Message | Mapping[str, Any]],
-        *,
-        tools: Sequence[Tool] = (),
-        stable: bool = False,
-        reasoning_effort: str | None = None,
-        json_schema: Mapping[str, Any] | None = None,
-    ) -> list[int]:
+    def encode(self, messages: Iterable[Message | Mapping[str, Any]], **around: Unpack[Around]) -> list[int]:
         """As in `text.chat.ChatFormat`; where things stand is the template's to decide."""
         turns = read_messages(messages, unanswered=True)
-        if stable:
+        tools, effort = around.get("tools", ()), around.get("reasoning_effort")
+        if around.get("stable"):
             raise RequestError("A model's own chat template decides where things stand.", "Leave out stable.")
         if tools and ("tools" not in self._reads or "[TOOL_CALLS]" not in self._tokenizer.control):
             raise RequestError("This model's chat template has no tools.", "Leave them out, or use another model.")
-        around: dict[str, Any] = {}
-        if reasoning_effort is not None:
+        given: dict[str, Any] = {}
+        if effort is not None:
             if "reasoning_effort" not in self._reads:
                 raise RequestError("This model's chat template has no reasoning effort.", "Leave out reasoning_effort.")
-            if not isinstance(reasoning_effort, str) or not _WORD.fullmatch(
-                reasoning_effort
-            ):  # it is no mark, so that templates can compare it
-                raise RequestError(f"reasoning_effort is {reasoning_effort!r}.", "Give a word, such as high.")
-            around["reasoning_effort"] = reasoning_effort
+            if not isinstance(effort, str) or not _WORD.fullmatch(effort):  # no mark, so that templates can compare it
+                raise RequestError(f"reasoning_effort is {effort!r}.", "Give a word, such as high.")
+            given["reasoning_effort"] = effort
         marks = Marks()
         named = {tool.name: marks.alone(tool.name) for tool in tools}
         if tools:
-            around["tools"] = [_described(tool, named[tool.name], marks) for tool in tools]
+            given["tools"] = [_described(tool, named[tool.name], marks) for tool in tools]
         said = [self._turn(turns, index, marks) for index in range(len(turns))]
-        text = self._render(said, add_generation_prompt=not turns[-1].prefix, **around)
+        text = self._render(said, add_generation_prompt=not turns[-1].prefix, **given)
         found = list(marks.find(text))
         if turns[-1].prefix and found:
             # What the template writes after an answer comes when it is whole.
@@ -93,11 +84,11 @@ class TemplateChat:
         if missing := [name for name, mark in named.items() if not any(place.mark == mark for place in found)]:
             raise RequestError(f"The model's chat template leaves out the tools {', '.join(missing)}.")
         sampled = {
-            given["content"]: turn.ids
-            for turn, given in zip(turns, said, strict=True)
+            written["content"]: turn.ids
+            for turn, written in zip(turns, said, strict=True)
             if turn.ids is not None and not _more_than_text(turn)
         }
-        spans: list[_Span] = list(self._sampled(said, turns, around, text, found))
+        spans: list[_Span] = list(self._sampled(said, turns, given, text, found))
         for place in found:
             if not any(start <= place.start < end for start, end, _ in spans):
                 ids = sampled.get(place.mark)

@@ -6,7 +6,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 from mistral_mlx.completion import ToolCall
 from mistral_mlx.errors import InputError, RequestError
@@ -88,6 +88,22 @@ class Tool:
             return _fault("; ".join(faults))
         except Exception as error:
             return _fault(f"{type(error).__name__}: {error}")
+
+
+class Around(TypedDict, total=False):
+    """What stands around a conversation in a prompt.
+
+    Keys:
+        tools: what the model may call.
+        stable: put the system prompt and the tools where they stay as the conversation grows.
+        reasoning_effort: how much a model is to think that can be told so (v15).
+        json_schema: what the answer will be held to, for formats that tell the model (v15).
+    """
+
+    tools: Sequence[Tool]
+    stable: bool
+    reasoning_effort: str | None
+    json_schema: Mapping[str, Any] | None
 
 
 def read_tools(tools: Iterable[Tool | Mapping[str, Any] | Callable[..., Any]]) -> tuple[Tool, ...]:
