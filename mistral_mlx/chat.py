@@ -13,7 +13,7 @@ from mistral_mlx.engine.decode import Progress
 from mistral_mlx.engine.sampling import SamplingParams
 from mistral_mlx.errors import ContextError, InputError, OutOfMemoryError, RequestError
 from mistral_mlx.text.grammar import FormMatcher
-from mistral_mlx.text.messages import Message, open_calls, read_messages
+from mistral_mlx.text.messages import Message, listed, open_calls, read_messages
 from mistral_mlx.text.reply import Piece, Reply
 from mistral_mlx.text.tokenizer import checked_text
 from mistral_mlx.text.tools import NOT_RUN, TOO_LONG, Around, Tool, as_text, read_tools, run_call, runs_here
@@ -46,22 +46,27 @@ class _Asked:
     Attributes:
         messages: but for a beginning of the answer.
         ids: the prompt, and that beginning.
-        begun, begun_ids: the beginning and its ids; None if they cannot be told from the prompt's.
+        begun_ids: that beginning's; None if they cannot be told from the prompt's.
+        answer: what stands of the answer already.
         reply: what takes the answer apart.
         constraint: what holds it to a form.
     """
 
     messages: list[Message]
     ids: list[int]
-    begun: Message | None
     begun_ids: list[int] | None
+    answer: _Answer
     reply: Reply
     constraint: FormMatcher | None
 
 
 @dataclass
 class _Answer:
-    """What has been said."""
+    """What has been said.
+
+    Attributes:
+        tokens: the ids that were sampled for it.
+    """
 
     text: str = ""
     thinking: str = ""
@@ -71,8 +76,7 @@ class _Answer:
     def add(self, piece: Piece | Chunk) -> None:
         self.text += piece.text
         self.thinking += piece.thinking
-        self.deltas += piece.calls if isinstance(piece, Piece) else piece.tool_calls
-        self.tokens += [] if isinstance(piece, Piece) else piece.tokens
+        self.deltas += piece.tool_calls
 
 
 class Chat:
@@ -97,11 +101,9 @@ class Chat:
         stable: bool = False,
         reasoning_effort: str | None = None,
     ) -> None:
-        if isinstance(messages, (str, Mapping)) or not isinstance(messages, Iterable):
-            raise RequestError(f"{messages!r} is no conversation.", "Give a list of messages.")
         if not isinstance(stable, bool):
             raise InputError(f"stable is {stable!r}.", "It must be true or false.")
-        given = [*([] if system is None else [{"role": "system", "content": system}]), *messages]
+        given = [*([] if system is None else [{"role": "system", "content": system}]), *listed(messages)]
         self.messages: list[Message] = read_messages(given) if given else []
         self.tools = tools
         self._llm = llm
@@ -241,18 +243,23 @@ class Chat:
         begun = messages[-1] if messages[-1].prefix else None
         constraint = llm.constraint(options.params, chat=True, tools=tools)
         if begun is None:
-            return _Asked(messages, ids, None, [], Reply(llm.tokenizer), constraint)
+            return _Asked(messages, ids, [], _Answer(), Reply(llm.tokenizer), constraint)
         try:
             start = self._encode([*messages[:-1], Message("assistant", ids=(), prefix=True)], options)
         except RequestError:  # the format joins it with the answer before it
             start = ids
-        known = ids[len(start) :] if ids[: len(start)] == start and start != ids else None
-        if constraint and known is None:
-            raise RequestError("An answer that was begun so cannot be held to a form.", "Leave out the form.")
-        if constraint:
-            for token in known or []:
+        before = messages[:-1]
+        if ids[: len(start)] != start or start == ids:
+            if constraint:
+                raise RequestError("An answer that was begun so cannot be held to a form.", "Leave out the form.")
+            answer = _Answer(begun.content, begun.thinking)
+            return _Asked(before, ids, None, answer, Reply(llm.tokenizer, continues=True), None)
+        asked = _Asked(before, ids, ids[len(start) :], _Answer(), Reply(llm.tokenizer), constraint)
+        for token in ids[len(start) :]:
+            asked.answer.add(asked.reply.feed(token))
+            if constraint:
                 constraint.accept(token)
-        return _Asked(messages[:-1], ids, begun, known, Reply(llm.tokenizer, continues=known is None), constraint)
+        return asked
 
     def _encode(self, messages: Sequence[Message], options: _Options) -> list[int]:
         around: Around = {**self._around, "tools": options.tools, "json_schema": options.params.json_schema}
@@ -283,9 +290,7 @@ class Chat:
         """One answer; returns the calls of tools in it, if it came to its end."""
         llm, params, cancel, progress = self._llm, options.params, options.cancel, options.progress
         reused = self._take_up(asked.ids)
-        answer = _Answer("" if asked.begun is None else asked.begun.content) if asked.begun_ids is None else _Answer()
-        for token in asked.begun_ids or []:
-            answer.add(asked.reply.feed(token))
+        answer = asked.answer
         calls: list[ToolCall] = []
         try:
             for chunk in llm.run(
@@ -293,6 +298,7 @@ class Chat:
                 begun=answer.text, cancel=cancel, progress=progress,
             ):  # fmt: skip
                 answer.add(chunk)
+                answer.tokens += chunk.tokens
                 if chunk.finish_reason == "stop":
                     calls = join_calls(answer.deltas)[: 1 if self._format.one_call else None]
                     if calls and last and runs_here(options.tools, calls):
@@ -307,15 +313,16 @@ class Chat:
             # Also when the reader stopped listening: what was said stays said.
             self._held = (asked.ids + answer.tokens)[: self._cache.position]
             if answer.tokens:
-                kept = self._kept(asked, answer, params)
+                kept = self._kept(asked, params)
                 turn = Message("assistant", answer.text, kept, answer.thinking, tuple(calls))
                 self.messages = [*asked.messages, turn]
         return calls
 
-    def _kept(self, asked: _Asked, answer: _Answer, params: SamplingParams) -> tuple[int, ...] | None:
+    def _kept(self, asked: _Asked, params: SamplingParams) -> tuple[int, ...] | None:
         """The ids that an answer is kept as: those that were sampled and shown; None to encode it from its text."""
         if asked.begun_ids is None:
             return None
+        answer = asked.answer
         ids = [*asked.begun_ids, *answer.tokens]
         if ids[-1] in self._llm.stop_ids:  # the chat format writes its own end of a turn
             return tuple(ids[:-1])

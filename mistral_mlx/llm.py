@@ -257,9 +257,9 @@ class LLM:
             RequestError: a form that cannot be followed.
             TokenizerError: the model came without a tokenizer.
         """
-        schema = {"type": "object"} if params.json_mode else params.json_schema
-        if schema is None and params.regex is None and not any(tool.strict for tool in tools):
+        if not params.forms and not any(tool.strict for tool in tools):
             return None
+        schema = {"type": "object"} if params.json_mode else params.json_schema
         form = Form(schema, params.regex, tools)
         form.check()
         return form.begin(self._vocabulary, continues=not chat, thinks=chat)
@@ -346,10 +346,10 @@ class LLM:
                 piece = Piece() if stopped or not reply else reply.feed(token.id)
                 top = [token.top] if params.logprobs else []
                 said = stops.feed(piece.text)
-                if piece.calls or piece.thinking:
+                if piece.tool_calls or piece.thinking:
                     said += stops.flush()  # no stop string goes on behind them
                 text += said
-                yield Chunk(said, piece.thinking, piece.calls, [token.id], [token.logprob], top)
+                yield Chunk(said, piece.thinking, piece.tool_calls, [token.id], [token.logprob], top)
                 if stopped or stops.found or (constraint and constraint.over):
                     finish = "stop"
                     break
@@ -372,7 +372,7 @@ class LLM:
         rest += stops.flush()
         if stops.found and constraint and not constraint.accepts(text + rest):
             finish = "cut"
-        yield Chunk(rest, piece.thinking, piece.calls, finish_reason=finish, stats=stats)
+        yield Chunk(rest, piece.thinking, piece.tool_calls, finish_reason=finish, stats=stats)
 
 
 def load(

@@ -14,7 +14,7 @@ from mistral_mlx.errors import HubError, InputError
 from mistral_mlx.memory import Memory
 from mistral_mlx.model.cache import cache_bytes
 from mistral_mlx.text.files import Text, open_text
-from mistral_mlx.weights.checkpoint import IN_FOLDERS, Checkpoint, open_checkpoint, read_config
+from mistral_mlx.weights.checkpoint import IN_FOLDERS, Checkpoint, is_gguf, open_checkpoint, read_config
 from mistral_mlx.weights.formats.gguf import read_header
 from mistral_mlx.weights.loading import plan_loading
 from mistral_mlx.weights.names import expected_shapes
@@ -237,7 +237,7 @@ def text_of(model: str | Path, *, progress: hub.Progress | None = None) -> Text:
         MistralError: as `resolve`, or a GGUF file that is damaged. What is missing is in `Text`.
     """
     path = resolve(model, progress=progress)
-    if path.is_file() and path.suffix not in IN_FOLDERS:
+    if is_gguf(path):
         return open_text(path, read_header(path).metadata)
     return open_text(path.parent if path.is_file() else path, {})
 

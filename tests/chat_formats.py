@@ -27,35 +27,40 @@ TEKKEN_VERSIONS = ("v3", "v7", "v11", "v13", "v15")
 FORMATS = [*SPM_FILES, *(f"{version}-tekken" for version in TEKKEN_VERSIONS)]
 
 # As newer releases name them; none of their files is at hand, so names are put on the vocabulary that is.
-_LATER = {32: "[ARGS]", 33: "[CALL_ID]", 34: "[THINK]", 35: "[/THINK]", 36: "[MODEL_SETTINGS]", 37: "[/MODEL_SETTINGS]"}
-_SETTINGS = {"reasoning_effort": {"type": "enum", "accepts_none": True, "values": ["none", "high"], "default": "none"}}
+LATER_NAMES = ["[ARGS]", "[CALL_ID]", "[THINK]", "[/THINK]", "[MODEL_SETTINGS]", "[/MODEL_SETTINGS]"]
+EFFORTS = ("none", "high")
 
 
-def write_tekken_version(file: Path, version: str) -> None:
-    """The tekken vocabulary that ships, as a release of another version would state it."""
+def tekken_of(version: str, folder: Path, size: int | None = None) -> Tekken:
+    """The tekken vocabulary that ships, as a release of another version would state it.
+
+    Args:
+        size: keep only the beginning; it cuts text as the whole does, and is read faster.
+    """
+    from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+
     data = json.loads((DATA / "tekken_240911.json").read_text())
     if version != "v3":
-        names = Tekken(DATA / "tekken_240911.json").control
-        table = {i: name for name, i in names.items()} | _LATER
-        data["special_tokens"] = [
-            {"rank": i, "token_str": name, "is_control": True} for i, name in sorted(table.items()) if i < 40
-        ]
-        data["image"] = data.pop("multimodal", None) or data.get("image")
+        names = [f"<SPECIAL_{i}>" for i in range(32)]
+        for token in Tekkenizer.DEPRECATED_SPECIAL_TOKENS:
+            names[token["rank"]] = str(token["token_str"].value)
+        table = enumerate(names + LATER_NAMES)
+        data["special_tokens"] = [{"rank": i, "token_str": name, "is_control": True} for i, name in table]
         data["config"]["version"] = version
+    if size is not None:
+        data["config"]["default_vocab_size"] = size
+        data["vocab"] = data["vocab"][: size - data["config"]["default_num_special_tokens"]]
     if version == "v15":
-        data["model_settings_builder"] = _SETTINGS
-    file.write_text(json.dumps(data))
+        effort = {"type": "enum", "values": EFFORTS, "default": EFFORTS[0], "accepts_none": True}
+        data["model_settings_builder"] = {"reasoning_effort": effort}
+    (folder / "tekken.json").write_text(json.dumps(data))
+    return Tekken(folder / "tekken.json")
 
 
 @pytest.fixture(scope="session")
 def tekkens(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tekken]:
     """Tekken tokenizers of every version."""
-    found = {}
-    for version in TEKKEN_VERSIONS:
-        file = tmp_path_factory.mktemp(version) / "tekken.json"
-        write_tekken_version(file, version)
-        found[version] = Tekken(file)
-    return found
+    return {version: tekken_of(version, tmp_path_factory.mktemp(version)) for version in TEKKEN_VERSIONS}
 
 
 @pytest.fixture(scope="session")

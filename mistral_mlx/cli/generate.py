@@ -116,8 +116,7 @@ def _generate(arguments: argparse.Namespace) -> int:
         print(f"[{mode}] {_figures(completion.stats, completion.finish_reason)}", file=sys.stderr)
     if completion.finish_reason == "cancelled":
         return INTERRUPTED
-    held = params.json_mode or params.json_schema is not None or params.regex is not None
-    if held and completion.finish_reason in ("length", "cut"):
+    if params.forms and completion.finish_reason in ("length", "cut"):
         why = "--max-tokens" if completion.finish_reason == "length" else "--stop"
         print(f"mistral-mlx: {why} ended the answer before its form was complete.", file=sys.stderr)
         return _INCOMPLETE

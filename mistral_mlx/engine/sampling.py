@@ -95,9 +95,8 @@ class SamplingParams:
         schema = self.json_schema is None or isinstance(self.json_schema, Mapping)
         _check("json_schema", schema, "a mapping, or a class of pydantic's", self)
         _check("regex", self.regex is None or isinstance(self.regex, str), "a regular expression", self)
-        forms = [name for name in ("json_mode", "json_schema", "regex") if getattr(self, name) not in (None, False)]
-        if len(forms) > 1:
-            raise InputError(f"There are {' and '.join(forms)}.", "Give one form of the answer.")
+        if len(self.forms) > 1:
+            raise InputError(f"There are {' and '.join(self.forms)}.", "Give one form of the answer.")
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> SamplingParams:
@@ -106,6 +105,11 @@ class SamplingParams:
         if unknown:
             raise InputError(f"There is no option {', '.join(sorted(unknown))}.", f"Options: {', '.join(cls.names())}.")
         return cls(**options)
+
+    @property
+    def forms(self) -> list[str]:
+        """The options that say what the answer must look like, as far as they are given: one at most."""
+        return [name for name in ("json_mode", "json_schema", "regex") if getattr(self, name) not in (None, False)]
 
     @classmethod
     def names(cls) -> list[str]:

@@ -276,10 +276,9 @@ class _Given:
         from mistral_common.protocol.instruct import chunk, messages, tool_calls
 
         if turn.role == "system":
-            thought = [isinstance(part, Thought) for part in turn.parts]
             parts: Any = [
-                chunk.ThinkChunk(thinking=part) if thinks else chunk.TextChunk(text=part)
-                for part, thinks in zip(turn.parts, thought, strict=True)
+                chunk.ThinkChunk(thinking=part) if isinstance(part, Thought) else chunk.TextChunk(text=part)
+                for part in turn.parts
             ]
             return messages.SystemMessage(content=parts or turn.content)
         if turn.role == "user":

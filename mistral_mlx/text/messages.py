@@ -9,7 +9,7 @@ import string
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeGuard, get_args
 
 from mistral_mlx.completion import ToolCall
 from mistral_mlx.errors import InputError, RequestError
@@ -51,7 +51,7 @@ _CALL_ID = re.compile(r"[a-zA-Z0-9]{9}")
 TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 
-def is_call_id(text: object) -> bool:
+def is_call_id(text: object) -> TypeGuard[str]:
     """Whether Mistral's formats can carry it as the id of a call."""
     return isinstance(text, str) and _CALL_ID.fullmatch(text) is not None
 
@@ -59,6 +59,21 @@ def is_call_id(text: object) -> bool:
 def new_call_id() -> str:
     """A call's id that nobody used."""
     return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
+
+
+def listed(messages: Iterable[Message | Mapping[str, Any]]) -> list[Message | Mapping[str, Any]]:
+    """A conversation as a list; raises RequestError if it is none."""
+    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable):
+        raise RequestError(f"{messages!r} is no conversation.", "Give a list of messages.")
+    return list(messages)
+
+
+def text_at(text: str, where: str) -> str:
+    """The same text; raises RequestError naming its place if it is none, or UTF-8 cannot carry it."""
+    try:
+        return checked_text(text)
+    except InputError as error:
+        raise RequestError(f"{where}: {error.message}", error.hint) from error
 
 
 def read_messages(
@@ -73,11 +88,9 @@ def read_messages(
     Raises:
         RequestError: what no format can express; it names the message by its index.
     """
-    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable):
-        raise RequestError(f"{messages!r} is no conversation.", "Give a list of messages.")
     turns = [
         _checked(m if isinstance(m, Message) else _of_mapping(m, f"messages[{i}]", join), f"messages[{i}]")
-        for i, m in enumerate(messages)
+        for i, m in enumerate(listed(messages))
     ]
     if not turns:
         raise RequestError("The conversation is empty.", "Give at least one message.")
@@ -86,7 +99,7 @@ def read_messages(
             f"messages[{len(turns) - 1}] is the assistant's, and nothing follows it to be answered.",
             "Add a message of the user, or mark it as a prefix to go on with it.",
         )
-    called: dict[str, int] = {}
+    called: set[str | None] = set()
     for i, turn in enumerate(turns):
         if turn.role == "system" and any(before.role == "system" for before in turns[:i]):
             raise RequestError(f"messages[{i}] is a second system prompt.", "Join it with the first.")
@@ -96,11 +109,11 @@ def read_messages(
                     f"messages[{i}] is the result of the call {turn.tool_call_id!r}, which no message before it makes.",
                     "Put the assistant's message with its tool_calls before it.",
                 )
-            del called[str(turn.tool_call_id)]
+            called.remove(turn.tool_call_id)
         for call in turn.tool_calls:
             if call.id in called:
                 raise RequestError(f"messages[{i}] has a second call {call.id}.", "Give each call an id of its own.")
-            called[call.id] = i
+            called.add(call.id)
         if turn.prefix and i < len(turns) - 1:
             raise RequestError(f"messages[{i}] is a prefix, and not the last message.", "Only the last can be one.")
     return turns
@@ -132,11 +145,8 @@ def _checked(turn: Message, where: str) -> Message:
             f"{where} has the role {turn.role!r}.",
             f"Roles: {', '.join(get_args(Role))}; a developer's is the system's.",
         )
-    try:
-        for text in (turn.content, turn.thinking, *(t for c in turn.tool_calls for t in (c.name, c.arguments))):
-            checked_text(text)
-    except InputError as error:
-        raise RequestError(f"{where}: {error.message}", error.hint) from error
+    for text in (turn.content, turn.thinking, *(t for c in turn.tool_calls for t in (c.name, c.arguments))):
+        text_at(text, where)
     if turn.parts and (turn.role != "system" or "".join(turn.parts) != turn.content):
         raise RequestError(f"{where} has parts that are not its content.", "Only a system prompt has parts.")
     for name in ("thinking", "tool_calls", "prefix", "ids"):

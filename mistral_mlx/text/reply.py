@@ -25,7 +25,7 @@ class Piece:
 
     text: str = ""
     thinking: str = ""
-    calls: list[ToolCallDelta] = field(default_factory=list)
+    tool_calls: list[ToolCallDelta] = field(default_factory=list)
 
 
 class Reply:
@@ -67,7 +67,7 @@ class Reply:
             elif marker == "[ARGS]":
                 written, self._held = self._held.strip(), ""
                 name, given = (written, None) if self._name is None else (self._name, written)
-                piece.calls.append(ToolCallDelta(self._calls, name, "", self._checked(given)))
+                piece.tool_calls.append(ToolCallDelta(self._calls, name, "", self._checked(given)))
                 self._calls += 1
                 self._within = "arguments"
         return piece
@@ -80,8 +80,7 @@ class Reply:
 
     def _checked(self, written: str | None) -> str:
         """An id for a call: the one that the model wrote, if it did and it can be used."""
-        usable = written is not None and is_call_id(written) and written not in self._ids
-        chosen = written if usable and written is not None else new_call_id()
+        chosen = written if is_call_id(written) and written not in self._ids else new_call_id()
         self._ids.add(chosen)
         return chosen
 
@@ -89,7 +88,7 @@ class Reply:
         if self._within == "thinking":
             return Piece(thinking=text)
         if self._within == "arguments":
-            return Piece(calls=[ToolCallDelta(self._calls - 1, arguments=text)] if text else [])
+            return Piece(tool_calls=[ToolCallDelta(self._calls - 1, arguments=text)] if text else [])
         if self._within == "text":
             return Piece(text)
         if self._array is None:
@@ -100,7 +99,7 @@ class Reply:
         calls, rest = self._array.feed(text)
         if rest:
             self._within, self._array = "text", None
-        return Piece(rest, calls=list(self._with_ids(calls)))
+        return Piece(rest, tool_calls=list(self._with_ids(calls)))
 
     def _with_ids(self, calls: Iterable[tuple[ToolCallDelta, bool]]) -> Iterable[ToolCallDelta]:
         for call, complete in calls:
@@ -112,7 +111,7 @@ class Reply:
         if self._array is not None:
             piece.text += self._array.unread
             if self._array.is_open:
-                piece.calls.append(ToolCallDelta(self._calls - 1, id=self._checked(None)))
+                piece.tool_calls.append(ToolCallDelta(self._calls - 1, id=self._checked(None)))
             self._array = None
         elif self._within == "call":
             piece.text += (self._name or "") + self._held
@@ -167,16 +166,15 @@ class _CallArray:
 
     def _tell(self, found: list[tuple[ToolCallDelta, bool]]) -> None:
         """The beginning of a call, as far as it has come."""
-        head = self._HEAD.match(self._text)
-        arguments = self._arguments(self._text)
-        if head and arguments is not None and len(arguments) > (self._told or 0):
-            name = None if self.is_open else head["name"]
-            found.append((ToolCallDelta(self._index, name, arguments[self._told or 0 :]), False))
+        name, arguments = self._begun(self._text)
+        if arguments is not None and len(arguments) > (self._told or 0):
+            delta = ToolCallDelta(self._index, None if self.is_open else name, arguments[self._told or 0 :])
+            found.append((delta, False))
             self._told = len(arguments)
 
     def _finish(self, found: list[tuple[ToolCallDelta, bool]], call: dict[str, Any], text: str) -> None:
         """The rest of a call that is complete."""
-        arguments = self._arguments(text)
+        _, arguments = self._begun(text)
         if arguments is None:
             value = call.get("arguments", {})
             arguments = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -185,13 +183,13 @@ class _CallArray:
         found.append((ToolCallDelta(self._index, name, arguments[self._told or 0 :], given), True))
         self._index, self._told = self._index + 1, None
 
-    def _arguments(self, text: str) -> str | None:
-        """The arguments as the model wrote them, as far as they have come; None if they are not where they belong."""
+    def _begun(self, text: str) -> tuple[str, str] | tuple[None, None]:
+        """Name and arguments as the model wrote them, as far as they have come, if they are where they belong."""
         head = self._HEAD.match(text)
         if head is None:
-            return None
+            return None, None
         whole = _value_at(text, head.end())
-        return text[head.end() : whole[1] if whole else None]
+        return head["name"], text[head.end() : whole[1] if whole else None]
 
 
 def _value_at(text: str, start: int) -> tuple[dict[str, Any], int] | None:

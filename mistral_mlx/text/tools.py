@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict, cast
 
 from mistral_mlx.completion import ToolCall
-from mistral_mlx.errors import InputError, RequestError
-from mistral_mlx.text.messages import TOOL_NAME
+from mistral_mlx.errors import RequestError
+from mistral_mlx.text.messages import TOOL_NAME, text_at
 from mistral_mlx.text.tokenizer import checked_text
 
 
@@ -20,8 +20,8 @@ class Tool:
 
     Attributes:
         parameters: a JSON schema of the arguments, an object; empty for none.
-        strict: calls of it are held to that schema while they are written.
         function: what is run when the model calls it; None leaves that to the caller.
+        strict: calls of it are held to that schema while they are written.
     """
 
     name: str
@@ -52,10 +52,7 @@ class Tool:
             raise RequestError(
                 f"{where} has the name {tool.name!r}.", "Names are letters, digits, _ and -, from 1 to 64 of them."
             )
-        try:
-            checked_text(tool.description)
-        except InputError as error:
-            raise RequestError(f"{where}.description: {error.message}", error.hint) from error
+        text_at(tool.description, f"{where}.description")
         check_schema(tool.parameters, f"{where}.parameters")
         if tool.parameters and tool.parameters.get("type") != "object":
             raise RequestError(f"{where}.parameters is no schema of an object.", 'Give it "type": "object".')

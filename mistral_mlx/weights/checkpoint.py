@@ -59,6 +59,11 @@ class Checkpoint:
         return sum(t.nbytes for t in self.tensors.values())
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a path is taken for a GGUF file: any file that is not read with what lies beside it."""
+    return path.is_file() and path.suffix not in IN_FOLDERS
+
+
 def open_checkpoint(path: Path) -> Checkpoint:
     """Describe and check the model at `path`.
 
@@ -70,7 +75,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         WeightsError: nothing to load, a damaged file, or tensors that do not fit; all mismatches in one error.
         ConfigError: a configuration that is broken or not supported.
     """
-    if path.is_file() and path.suffix not in IN_FOLDERS:
+    if is_gguf(path):
         return _open_gguf(path)
     if not path.exists():
         raise WeightsError(f"There is no file or folder {path}.", "Check the path.")

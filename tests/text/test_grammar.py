@@ -132,13 +132,13 @@ def test_a_model_with_tools_may_call_them_instead(kind: str, vocabularies: dict[
         for _ in range(2000):
             assert matcher.allowed()[token]
             matcher.accept(token)
-            deltas += reply.feed(token).calls
+            deltas += reply.feed(token).tool_calls
             allowed = np.nonzero(matcher.allowed())[0]
             token = 2 if 2 in allowed else int(rng.choice(allowed))
             if token == 2:
                 break
         assert token == 2
-        made = join_calls(deltas + reply.flush().calls)
+        made = join_calls(deltas + reply.flush().tool_calls)
         assert made
         for call in made:
             tool = {"look": LOOK, "ping": PING}[call.name]

@@ -27,7 +27,7 @@ def read(tokenizer: SentencePiece | Tekken, ids: list[int], **options: Any) -> t
     """An answer as a whole: text, thoughts, calls."""
     reply = Reply(tokenizer, **options)
     pieces = [*(reply.feed(i) for i in ids), reply.flush()]
-    calls = join_calls(d for p in pieces for d in p.calls)
+    calls = join_calls(d for p in pieces for d in p.tool_calls)
     return "".join(p.text for p in pieces), "".join(p.thinking for p in pieces), calls
 
 
@@ -66,7 +66,7 @@ def test_arguments_come_while_they_are_written(
     reply, shown, named_after = Reply(tokenizers[name]), [], 0
     ids = answer_ids(formats[name], Message("assistant", tool_calls=(call,)))
     for at, i in enumerate(ids):
-        for delta in reply.feed(i).calls:
+        for delta in reply.feed(i).tool_calls:
             assert delta.index == 0
             named_after = named_after or at
             assert (delta.name == "save") == (not shown)

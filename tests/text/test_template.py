@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mistral_common.integrations.chat_templates.chat_templates import generate_chat_template
 from mistral_common.tokens.tokenizers.base import TokenizerVersion
-from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
 import mistral_mlx as mm
 from mistral_mlx.completion import ToolCall
@@ -22,16 +20,13 @@ from mistral_mlx.text.chat import MistralChat
 from mistral_mlx.text.export import write_tekken
 from mistral_mlx.text.files import find_tokenizer
 from mistral_mlx.text.messages import Message
-from mistral_mlx.text.tekken import Tekken
 from mistral_mlx.text.template import TemplateChat
 from mistral_mlx.text.tokenizer import Tokenizer
 from mistral_mlx.text.tools import Tool
-from tests.text.test_tokenizer import DATA
+from tests.chat_formats import EFFORTS, tekken_of
 
 VERSIONS = ["v3", "v7", "v11", "v13", "v15"]
-LATER_NAMES = ["[ARGS]", "[CALL_ID]", "[THINK]", "[/THINK]", "[MODEL_SETTINGS]", "[/MODEL_SETTINGS]"]
-EFFORTS = ("none", "high")
-SIZE = 12_000  # of the vocabulary: its beginning cuts text as the whole does, and is read ten times as fast
+SIZE = 12_000  # of the vocabulary
 
 
 def mistrals_template(version: str, **changes: Any) -> str:
@@ -54,23 +49,6 @@ def mistrals_template(version: str, **changes: Any) -> str:
 
 
 TEMPLATES = {version: mistrals_template(version) for version in VERSIONS}
-
-
-def tekken_of(version: str, folder: Path) -> Tekken:
-    """A tekken.json as later releases state it: with a table of names, and what v15 says of a model's settings."""
-    data = json.loads((DATA / "tekken_240911.json").read_text())
-    names = [f"<SPECIAL_{i}>" for i in range(1000)]
-    for token in Tekkenizer.DEPRECATED_SPECIAL_TOKENS:
-        names[token["rank"]] = str(token["token_str"].value)
-    names[32 : 32 + len(LATER_NAMES)] = LATER_NAMES
-    data["special_tokens"] = [{"rank": i, "token_str": n, "is_control": True} for i, n in enumerate(names)]
-    data["config"] |= {"version": version, "default_vocab_size": SIZE}
-    data["vocab"] = data["vocab"][: SIZE - len(names)]
-    if version == "v15":
-        effort = {"type": "enum", "values": EFFORTS, "default": EFFORTS[0], "accepts_none": True}
-        data["model_settings_builder"] = {"reasoning_effort": effort}
-    (folder / "tekken.json").write_text(json.dumps(data))
-    return Tekken(folder / "tekken.json")
 
 
 @dataclass(frozen=True)
@@ -127,7 +105,7 @@ def as_given(message: Message) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def formats(tmp_path_factory: pytest.TempPathFactory) -> Formats:
-    vocabularies = {version: tekken_of(version, tmp_path_factory.mktemp(version)) for version in VERSIONS}
+    vocabularies = {version: tekken_of(version, tmp_path_factory.mktemp(version), SIZE) for version in VERSIONS}
     folder = tmp_path_factory.mktemp("json")
     assert write_tekken(vocabularies["v13"], folder) == ""
     return Formats(
