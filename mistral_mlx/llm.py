@@ -26,6 +26,7 @@ from mistral_mlx.engine.score import score, whole_logits
 from mistral_mlx.errors import ContextError, InputError, OutOfMemoryError, TokenizerError
 from mistral_mlx.memory import Memory
 from mistral_mlx.model.cache import Cache
+from mistral_mlx.model.fusion import fuse
 from mistral_mlx.model.transformer import Transformer
 from mistral_mlx.models import Window, change_window, consequence, resolve
 from mistral_mlx.text.chat import ChatFormat
@@ -412,4 +413,6 @@ def load(
     if wired and not wire_memory():
         raise InputError("Memory can only be wired on a Mac with Metal.", "Leave out wired.")
     text = open_text(checkpoint.path, checkpoint.metadata, checkpoint.config.vocab_size)
-    return LLM(load_model(checkpoint, dtype), text)
+    transformer = load_model(checkpoint, dtype)
+    fuse(transformer)
+    return LLM(transformer, text)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
@@ -117,22 +118,30 @@ class SamplingParams:
         return [f.name for f in fields(cls)]
 
 
-def sample(logits: mx.array, params: SamplingParams, position: int) -> mx.array:
-    """Choose the token at `position` of the sequence.
+def sample(logits: mx.array, params: SamplingParams, keys: mx.array | None = None) -> mx.array:
+    """Choose a token for each row.
 
     Args:
-        logits: (vocab,) float32, penalties and biases applied.
+        logits: (..., vocab) float32, penalties and biases applied.
+        keys: (..., 2), what `Noise.key` gives for each; not needed at temperature 0.
 
     Returns:
-        The token, a scalar, not yet evaluated.
+        The tokens (...), not yet evaluated.
     """
     if params.temperature == 0:
-        return mx.argmax(logits)
-    # From the largest down, so that no temperature overflows; below 1e-30 nothing but the largest is left anyway.
-    scaled = (logits - mx.max(logits)) / max(params.temperature, 1e-30)
-    kept = keep_top(scaled, params.top_k, params.top_p)
-    kept = keep_min_p(kept, params.min_p)
-    return mx.argmax(kept + gumbel(params.seed or 0, position, logits.shape[-1]))
+        return mx.argmax(logits, axis=-1)
+    return _sampler(params.temperature, params.top_k, params.top_p, params.min_p)(logits, keys)
+
+
+@lru_cache(maxsize=64)
+def _sampler(temperature: float, top_k: int | None, top_p: float, min_p: float) -> Callable[..., mx.array]:
+    def choose(logits: mx.array, keys: mx.array) -> mx.array:
+        # From the largest down, so that no temperature overflows; below 1e-30 nothing but the largest is left anyway.
+        scaled = (logits - mx.max(logits, axis=-1, keepdims=True)) / max(temperature, 1e-30)
+        kept = keep_min_p(keep_top(scaled, top_k, top_p), min_p)
+        return mx.argmax(kept + gumbel(keys, logits.shape[-1]), axis=-1)
+
+    return mx.compile(choose)
 
 
 class Penalties:
@@ -148,6 +157,16 @@ class Penalties:
         if params.logit_bias:
             self._bias[mx.array(list(params.logit_bias))] = mx.array(list(params.logit_bias.values()), mx.float32)
 
+    @property
+    def any(self) -> bool:
+        """Whether anything is asked for that changes the logits."""
+        return self._counting or bool(self._params.logit_bias)
+
+    @property
+    def _counting(self) -> bool:
+        p = self._params
+        return p.repetition_penalty != 1 or bool(p.presence_penalty or p.frequency_penalty)
+
     def apply(self, logits: mx.array) -> mx.array:
         """Logits (vocab,) float32 to logits; nothing is added where no penalty or bias is asked for."""
         p = self._params
@@ -159,8 +178,7 @@ class Penalties:
 
     def count(self, token: mx.array) -> None:
         """Take note of a generated token, a scalar."""
-        p = self._params
-        if p.repetition_penalty != 1 or p.presence_penalty or p.frequency_penalty:
+        if self._counting:
             self._counts = self._counts.at[token].add(1)
 
 
@@ -177,11 +195,11 @@ def keep_top(logits: mx.array, top_k: int | None, top_p: float) -> mx.array:
     size = logits.shape[-1]
     if (top_k is None or top_k >= size) and top_p >= 1:
         return logits
-    order = mx.argsort(-logits)[: top_k or size]
-    ranked = logits[order]
-    probabilities = mx.softmax(ranked)
-    before = mx.cumsum(probabilities) - probabilities
-    kept = mx.where((before < top_p) | (mx.arange(ranked.size) == 0), ranked, -mx.inf)
+    order = mx.argsort(-logits, axis=-1)[..., : top_k or size]
+    ranked = mx.take_along_axis(logits, order, axis=-1)
+    probabilities = mx.softmax(ranked, axis=-1)
+    before = mx.cumsum(probabilities, axis=-1) - probabilities
+    kept = mx.where((before < top_p) | (mx.arange(ranked.shape[-1]) == 0), ranked, -mx.inf)
     return mx.put_along_axis(mx.full(logits.shape, -mx.inf), order, kept, axis=-1)
 
 
@@ -189,14 +207,26 @@ def keep_min_p(logits: mx.array, min_p: float) -> mx.array:
     """Set to -inf the logits of tokens less than `min_p` times as likely as the most likely one."""
     if min_p == 0:
         return logits
-    return mx.where(logits >= mx.max(logits) + math.log(min_p), logits, -mx.inf)
+    return mx.where(logits >= mx.max(logits, axis=-1, keepdims=True) + math.log(min_p), logits, -mx.inf)
 
 
-def gumbel(seed: int, position: int, size: int) -> mx.array:
-    """Standard Gumbel noise (size,) that depends on the seed and the position alone."""
-    # Threefry keys are two words: one of this seed's, and its other one stirred by the position.
-    words = mx.random.split(mx.random.key(seed), 1)[0]
-    return mx.random.gumbel((size,), key=mx.bitwise_xor(words, mx.array([0, position], mx.uint32)))
+class Noise:
+    """The noise of one seed: a key for each position, which depends on the two alone."""
+
+    def __init__(self, seed: int) -> None:
+        # Threefry keys are two words: one of this seed's, and its other one stirred by the position.
+        self._words: list[int] = mx.random.split(mx.random.key(seed), 1)[0].tolist()  # type: ignore[assignment]
+
+    def key(self, position: int) -> list[int]:
+        """The key (2,) for the token at `position`."""
+        return [self._words[0], self._words[1] ^ position]
+
+
+def gumbel(keys: mx.array, size: int) -> mx.array:
+    """Standard Gumbel noise (..., size), a row for each of the keys (..., 2)."""
+    if keys.ndim == 1:
+        return mx.random.gumbel((size,), key=keys)
+    return mx.vmap(lambda key: gumbel(key, size))(keys)
 
 
 def _check(name: str, good: bool, allowed: str, params: SamplingParams) -> None:

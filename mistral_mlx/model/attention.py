@@ -24,17 +24,25 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
 
     def __call__(self, x: mx.array, rope: RotaryEmbedding, mask: Mask, cache: LayerCache | None) -> mx.array:
-        """Attend from x (B, T, hidden), which follows what the cache holds."""
+        """Attend from x (B, T, hidden), which follows what the cache holds; what comes out is for `o_proj`."""
         batch, length, _ = x.shape
-        offset = cache.position if cache else 0
-
-        q = self.q_proj(x).reshape(batch, length, self.heads, -1).transpose(0, 2, 1, 3)  # (B, H, T, D)
-        k = self.k_proj(x).reshape(batch, length, self.kv_heads, -1).transpose(0, 2, 1, 3)  # (B, KV, T, D)
-        v = self.v_proj(x).reshape(batch, length, self.kv_heads, -1).transpose(0, 2, 1, 3)
-        q, k = rope(q, offset), rope(k, offset)
+        qk, v = self._project(x)
+        qk = rope(qk, cache.position if cache else 0)  # queries and keys turn alike: one kernel
+        q, k = qk[:, : self.heads], qk[:, self.heads :]
         if cache:
             k, v = cache.update(k, v)  # (B, KV, n, D)
 
         scale = self.head_dim**-0.5 * rope.magnitude**2
         out = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
-        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(batch, length, -1))
+        return out.transpose(0, 2, 1, 3).reshape(batch, length, -1)
+
+    def _project(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        """Queries and keys (B, H + KV, T, D), and values (B, KV, T, D), in as few products as `fuse` left."""
+        if "qkv_proj" in self:
+            qkv, turned = self._by_head(self.qkv_proj(x)), self.heads + self.kv_heads
+            return qkv[:, :turned], qkv[:, turned:]
+        qk = self.qk_proj(x) if "qk_proj" in self else mx.concatenate([self.q_proj(x), self.k_proj(x)], axis=-1)
+        return self._by_head(qk), self._by_head(self.v_proj(x))
+
+    def _by_head(self, x: mx.array) -> mx.array:
+        return x.reshape(*x.shape[:2], -1, self.head_dim).transpose(0, 2, 1, 3)

@@ -15,7 +15,7 @@ A layer without a window is the same ring, as long as the longest sequence, so t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -35,6 +35,18 @@ class LayerState(NamedTuple):
     rings: list[mx.array]
     position: int
     written: int
+
+
+class Span(NamedTuple):
+    """Which slots of a layer's ring a step attends over.
+
+    Attributes:
+        attended: the first so many; what a short context does not fill is left out.
+    """
+
+    window: int | None
+    capacity: int
+    attended: int
 
 
 class LayerCache:
@@ -135,6 +147,29 @@ class LayerCache:
             self._store([keys, values])
         return attended[0], attended[1]
 
+    def reserve(self, tokens: int, like: Sequence[mx.array]) -> None:
+        """Make room for what the next `tokens` tokens bring: arrays like these, (B, kv_heads, T, head_dim)."""
+        self._grow(self.position + tokens, like)
+
+    @property
+    def step_room(self) -> int:
+        """How many tokens can be stored in one piece before any of them attends."""
+        if self.window is None:
+            return self.limit - self.position
+        return min(self.limit - self.position % self.limit, self.limit - self.window + 1)
+
+    def span(self, length: int) -> Span:
+        """What the next `length` tokens attend over once they are stored."""
+        end, part = self.position + length, max(SMALLEST_CAPACITY, self.capacity // 8)
+        attended = min(-(-end // part) * part, self.capacity)
+        return Span(self.window, self.capacity, attended)
+
+    def advance(self, rings: list[mx.array], tokens: int) -> None:
+        """Take over the rings with `tokens` more tokens stored."""
+        self._rings = rings
+        self.position += tokens
+        self._written = max(self._written, self.position)
+
     @property
     def _visible_before(self) -> int:
         """Stored positions that the next query sees."""
@@ -150,7 +185,7 @@ class LayerCache:
         self.position = end
         self._written = max(self._written, end)
 
-    def _grow(self, tokens: int, like: list[mx.array]) -> None:
+    def _grow(self, tokens: int, like: Sequence[mx.array]) -> None:
         capacity = capacity_for(tokens, self.limit)
         if capacity <= self.capacity:
             return
@@ -181,6 +216,7 @@ class Cache:
         """
         limits = layer_limits(config, max_tokens, slack)
         self.layers = [LayerCache(*pair) for pair in zip(config.windows, limits, strict=True)]
+        self.starts = mx.zeros(1, mx.int32)
         self.max_bytes = sum(limits) * bytes_per_slot(config, dtype.size)
 
     @property
@@ -216,6 +252,7 @@ class Cache:
         """An independent cache in the same state, which costs memory only once one of the two goes on."""
         other = Cache.__new__(Cache)
         other.layers = [LayerCache(layer.window, layer.limit) for layer in self.layers]
+        other.starts = self.starts
         other.max_bytes = self.max_bytes
         other.state = self.state
         return other
@@ -234,18 +271,46 @@ class Cache:
         """What must be evaluated for the cache to be settled."""
         return [ring for layer in self.layers for ring in layer.rings]
 
+    @property
+    def step_room(self) -> int:
+        """The most tokens that one step takes."""
+        return max(1, min(layer.step_room for layer in self.layers))
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for the next `tokens` tokens in a cache that has begun.
+
+        Raises:
+            ContextError: a layer without a window has none; nothing is changed.
+        """
+        self._check_room(tokens)
+        for layer in self.layers:
+            layer.reserve(tokens, layer.rings)
+
+    def spans(self, length: int) -> list[Span]:
+        """What each layer attends over in a step of `length` tokens, for which there is room."""
+        return [layer.span(length) for layer in self.layers]
+
+    def advance(self, rings: Sequence[mx.array], tokens: int) -> None:
+        """Go on by a step: take over the rings of all layers, in turn, with `tokens` more tokens stored."""
+        each = len(rings) // len(self.layers)
+        for i, layer in enumerate(self.layers):
+            layer.advance(list(rings[each * i : each * (i + 1)]), tokens)
+
+    def _check_room(self, tokens: int) -> None:
+        end, longest = self.position + tokens, min((c.limit for c in self.layers if c.window is None), default=None)
+        if longest is not None and end > longest:
+            raise ContextError(
+                f"{end} tokens are more than the {longest} that this cache was made for.",
+                "Shorten the prompt, or ask for fewer tokens.",
+            )
+
     def masks(self, length: int) -> list[Mask]:
         """The mask of each layer for the next `length` tokens; layers with one window share one array.
 
         Raises:
             ContextError: a layer without a window has no room for them; nothing is changed.
         """
-        end, longest = self.position + length, min((c.limit for c in self.layers if c.window is None), default=None)
-        if longest is not None and end > longest:
-            raise ContextError(
-                f"{end} tokens are more than the {longest} that this cache was made for.",
-                "Shorten the prompt, or ask for fewer tokens.",
-            )
+        self._check_room(length)
         made = {layer.window: layer for layer in self.layers}
         masks = {window: layer.mask(length) for window, layer in made.items()}
         return [masks[layer.window] for layer in self.layers]
@@ -291,6 +356,25 @@ def window_mask(queries: int, keys: int, window: int | None) -> Mask:
         return "causal"
     age = mx.arange(keys - queries, keys)[:, None] - mx.arange(keys)[None]
     return (age >= 0) & (age < window)
+
+
+def step_mask(slots: mx.array, end: mx.array, positions: mx.array, length: int, span: Span) -> mx.array:
+    """Which of the ring's `slots` a step's queries see.
+
+    The query stored at end + i sees the slots written at most `window` tokens ago, itself included, and none from
+    before its sequence began. What the step stores after it counts as one turn ago, which is outside every window.
+
+    Args:
+        end: where the step's first token is stored, counted over all turns.
+        positions: (B,) its position in each sequence.
+
+    Returns:
+        (B, 1, length, slots), boolean.
+    """
+    queries = mx.arange(length)[:, None]
+    age = (end + queries - slots) % span.capacity
+    seen = positions[:, None, None, None] + queries + 1
+    return age < (seen if span.window is None else mx.minimum(seen, span.window))
 
 
 def _settled(rings: list[mx.array]) -> list[mx.array]:

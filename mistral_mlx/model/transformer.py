@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_reduce
@@ -10,6 +12,7 @@ from mistral_mlx.config import ModelConfig
 from mistral_mlx.model.attention import Attention
 from mistral_mlx.model.cache import Cache, LayerCache, Mask, window_mask
 from mistral_mlx.model.rope import RotaryEmbedding
+from mistral_mlx.model.step import Step
 
 
 class FeedForward(nn.Module):
@@ -22,7 +25,12 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        """What goes into `down_proj`."""
+        if "gate_up_proj" in self:
+            gate, up = mx.split(self.gate_up_proj(x), 2, axis=-1)
+        else:
+            gate, up = self.gate_proj(x), self.up_proj(x)
+        return _swiglu(gate, up)
 
 
 class Block(nn.Module):
@@ -36,8 +44,20 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def __call__(self, x: mx.array, rope: RotaryEmbedding, mask: Mask, cache: LayerCache | None) -> mx.array:
-        h = x + self.self_attn(self.input_layernorm(x), rope, mask, cache)
-        return h + self.mlp(self.post_attention_layernorm(h))
+        h = _add(x, self.self_attn.o_proj, self.self_attn(self.input_layernorm(x), rope, mask, cache))
+        return _add(h, self.mlp.down_proj, self.mlp(self.post_attention_layernorm(h)))
+
+
+@partial(mx.compile, shapeless=True)
+def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    return nn.silu(gate) * up
+
+
+def _add(stream: mx.array, proj: nn.Module, x: mx.array) -> mx.array:
+    """stream + proj(x), in one kernel where the weights are floats."""
+    if type(proj) is nn.Linear:
+        return mx.addmm(stream, x, proj.weight.T)
+    return stream + proj(x)
 
 
 class Decoder(nn.Module):
@@ -63,7 +83,11 @@ class Decoder(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The decoder and its output matrix, which is the embedding itself where the two are tied."""
+    """The decoder and its output matrix, which is the embedding itself where the two are tied.
+
+    Attributes:
+        step: a pass of a few tokens, for decoding; it takes the weights as they are when it is first used.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -71,6 +95,7 @@ class Transformer(nn.Module):
         self.model = Decoder(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.step = Step(self)
 
     def __call__(self, ids: mx.array, cache: Cache | None = None, *, last_only: bool = False) -> mx.array:
         """Logits of the token after each of ids.

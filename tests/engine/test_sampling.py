@@ -11,10 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mistral_mlx.engine.sampling import Penalties, SamplingParams, gumbel, keep_min_p, keep_top, sample
+from mistral_mlx.engine.sampling import Noise, Penalties, SamplingParams, keep_min_p, keep_top, sample
+from mistral_mlx.engine.sampling import gumbel as gumbel_of
 from mistral_mlx.errors import InputError
 
 LOGITS = mx.array([2.0, 1.0, 0.5, 0.0, -1.0])
+
+
+def keys(seed: int, *positions: int) -> mx.array:
+    return mx.array([Noise(seed).key(position) for position in positions], mx.uint32)
+
+
+def gumbel(seed: int, position: int, size: int) -> mx.array:
+    return gumbel_of(keys(seed, position), size)
 
 
 def kept(logits: mx.array) -> list[int]:
@@ -57,7 +66,7 @@ def test_samples_follow_the_filtered_distribution(options: dict[str, float]) -> 
     params = SamplingParams(**{"temperature": 1.0, "seed": 11, **options})
     filtered = keep_min_p(keep_top(LOGITS / params.temperature, params.top_k, params.top_p), params.min_p)
     expected = np.array(mx.softmax(filtered)) * 4000
-    drawn = mx.stack([sample(LOGITS, params, position) for position in range(4000)])
+    drawn = sample(mx.stack([LOGITS] * 4000), params, keys(11, *range(4000)))
     counts = np.bincount(np.array(drawn), minlength=5)
     possible = expected > 0
     assert counts[~possible].sum() == 0
@@ -78,18 +87,18 @@ def test_sampling_leaves_the_global_random_state_alone() -> None:
     mx.random.seed(5)
     expected = mx.random.normal((3,)).tolist()
     mx.random.seed(5)
-    mx.eval(sample(LOGITS, SamplingParams(temperature=1.0, seed=3), 0))
+    mx.eval(sample(LOGITS, SamplingParams(temperature=1.0, seed=3), keys(3, 0)[0]))
     assert mx.random.normal((3,)).tolist() == expected
 
 
 def test_temperature_zero_takes_the_likeliest() -> None:
-    assert int(sample(LOGITS, SamplingParams(temperature=0, top_p=0.1), 0)) == 0
+    assert int(sample(LOGITS, SamplingParams(temperature=0, top_p=0.1))) == 0
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-40, 1e-6])
 def test_a_tiny_temperature_is_nearly_greedy(temperature: float) -> None:
     params = SamplingParams(temperature=temperature, seed=1, top_p=0.9, min_p=0.1)
-    assert [int(sample(LOGITS * 5, params, position)) for position in range(20)] == [0] * 20
+    assert sample(mx.stack([LOGITS * 5] * 20), params, keys(1, *range(20))).tolist() == [0] * 20
 
 
 def test_without_a_seed_one_is_drawn_and_told() -> None:

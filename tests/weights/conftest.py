@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-import mistral_mlx as mm
 from mistral_mlx.config import ModelConfig
 from mistral_mlx.errors import MistralError
 from mistral_mlx.weights.checkpoint import open_checkpoint
+from mistral_mlx.weights.loading import load_model
 from mistral_mlx.weights.names import expected_shapes, to_gguf
 from tests.conftest import GOLDEN
 
@@ -32,7 +32,7 @@ def rotated(name: str, config: ModelConfig) -> int:
 
 
 def golden_weights(name: str) -> dict[str, np.ndarray]:
-    model = mm.load(GOLDEN / name, dtype="float32").model
+    model = load_model(open_checkpoint(GOLDEN / name), "float32")
     return {key: np.array(value) for key, value in tree_flatten(model.parameters())}
 
 

@@ -68,12 +68,12 @@ def test_float32_gives_the_golden_models_logits_exactly(name: str, write: Write)
 @pytest.mark.parametrize("name", ["full", "head_dim"])
 def test_sixteen_bits_give_the_logits_of_weights_rounded_alike(kind: str, name: str, write: Write) -> None:
     dtype = {"F16": mx.float16, "BF16": mx.bfloat16}[kind]
-    llm = mm.load(GOLDEN / name, dtype="float32")
+    model = load_model(open_checkpoint(GOLDEN / name), "float32")
     weights = {key: value * 1.001 for key, value in golden_weights(name).items()}
     rounded = {k: mx.array(v).astype(dtype) if v.ndim > 1 else mx.array(v) for k, v in weights.items()}
-    llm.model.load_weights([(key, value.astype(mx.float32)) for key, value in rounded.items()])
-    path = write(llm.config, weights, kind)
-    assert mx.array_equal(mm.load(path, dtype="float32").logits(IDS), llm.logits(IDS))
+    model.load_weights([(key, value.astype(mx.float32)) for key, value in rounded.items()])
+    path = write(model.config, weights, kind)
+    assert mx.array_equal(load_model(open_checkpoint(path), "float32")(mx.array([IDS])), model(mx.array([IDS])))
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
@@ -116,7 +116,7 @@ def test_packed_weights_give_the_logits_of_expanded_ones(kind: str, tied: bool, 
     path = write(config, random_weights(config), kind)
     packed = mm.load(path, dtype="keep")
     expanded = mm.load(path, dtype="float32")
-    assert isinstance(packed.model.model.layers[1].self_attn.k_proj, nn.QuantizedLinear)
+    assert isinstance(packed.model.model.layers[1].self_attn.qkv_proj, nn.QuantizedLinear)
     assert isinstance(packed.model.model.embed_tokens, nn.QuantizedEmbedding)
     assert not any(isinstance(m, nn.QuantizedLinear) for m in expanded.model.modules())
     assert float(mx.max(mx.abs(packed.logits(IDS) - expanded.logits(IDS)))) < 1e-4

@@ -1,0 +1,187 @@
+"""From logits to tokens, a row for each sequence: what each asked for, what it must look like, and what it has said."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import mlx.core as mx
+import numpy as np
+
+from mistral_mlx.engine.sampling import Noise, Penalties, SamplingParams, sample
+from mistral_mlx.errors import WeightsError
+
+
+@dataclass(frozen=True)
+class Token:
+    """A generated token and the log-probability that the model gave it, before penalties, temperature and filters.
+
+    Attributes:
+        top: the likeliest tokens and their log-probabilities, from the likeliest on, as many as were asked for.
+    """
+
+    id: int
+    logprob: float
+    top: dict[int, float]
+
+
+class Constraint(Protocol):
+    """What an answer must look like, one token after another.
+
+    Attributes:
+        over: whether it is complete and nothing can follow.
+    """
+
+    over: bool
+
+    def allowed(self) -> np.ndarray:
+        """Which tokens may come next: (vocab,) bool, at least one of them."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """Take note of the token that came."""
+        ...
+
+
+class Row:
+    """One sequence, and how its next token is chosen.
+
+    Attributes:
+        params: how to sample.
+        position: of the next token in the sequence.
+    """
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt: Sequence[int],
+        vocab_size: int,
+        position: int,
+        constraint: Constraint | None = None,
+    ) -> None:
+        """A sequence that has read `prompt`; its next token is at `position`."""
+        self.params = params
+        self.position = position
+        self._penalties = Penalties(params, prompt, vocab_size)
+        self._constraint = constraint
+        self._noise = Noise(params.seed or 0) if params.temperature else None
+
+    @property
+    def constrained(self) -> bool:
+        """Whether what may come next is known only once the token before it is."""
+        return self._constraint is not None
+
+    @property
+    def over(self) -> bool:
+        """Whether the form that the sequence must have is complete."""
+        return self._constraint is not None and self._constraint.over
+
+    @property
+    def plain(self) -> bool:
+        """Whether the next token is drawn from the logits as they are."""
+        return self._constraint is None and not self._penalties.any
+
+    @property
+    def key(self) -> list[int]:
+        """The key (2,) of the noise that the next token is drawn with."""
+        return self._noise.key(self.position) if self._noise else [0, 0]
+
+    def scores(self, logits: mx.array) -> mx.array:
+        """Logits (vocab,) float32 of the next token, with penalties and what may not come at -inf."""
+        scores = self._penalties.apply(logits)
+        if self._constraint is not None:
+            scores = mx.where(mx.array(self._constraint.allowed()), scores, -mx.inf)
+        return scores
+
+    def follow(self, token: mx.array) -> None:
+        """Go on by a token, a scalar, whose value need not be known yet."""
+        self._penalties.count(token)
+        self.position += 1
+
+    def accept(self, token: int) -> None:
+        """Hold what follows to the token that came."""
+        if self._constraint is not None:
+            self._constraint.accept(token)
+
+    def assuming(self, tokens: Sequence[int]) -> list[Row]:
+        """This row, and as it would be after each of the tokens; it has no constraint."""
+        rows = [self]
+        for token in tokens:
+            row = copy(rows[-1])
+            row._penalties = copy(row._penalties)
+            row.follow(mx.array(token))
+            rows.append(row)
+        return rows
+
+
+class Chosen(NamedTuple):
+    """The tokens of some rows (B,), not yet evaluated, and their log-probabilities.
+
+    Attributes:
+        top_ids, top_logprobs: (B, n), of the likeliest tokens, from the likeliest on.
+    """
+
+    tokens: mx.array
+    logprobs: mx.array
+    top_ids: mx.array
+    top_logprobs: mx.array
+
+
+def choose(logits: mx.array, rows: Sequence[Row]) -> Chosen:
+    """Choose the next token of each row, and let the rows follow.
+
+    Args:
+        logits: (B, vocab), of the next token of each.
+    """
+    logits = logits.astype(mx.float32)
+    scores = logits
+    if not all(row.plain for row in rows):
+        scores = mx.stack([row.scores(each) for row, each in zip(rows, logits, strict=True)])
+    tokens = _draw(scores, rows)
+    for i, row in enumerate(rows):
+        row.follow(tokens[i])
+    totals = mx.logsumexp(logits, axis=-1, keepdims=True)
+    logprobs = mx.take_along_axis(logits, tokens[:, None], axis=-1) - totals
+    count = max(row.params.logprobs for row in rows)
+    top_ids = mx.argsort(-logits, axis=-1)[:, :count] if count else mx.zeros((len(rows), 0), mx.uint32)
+    top = mx.take_along_axis(logits, top_ids, axis=-1) - totals if count else mx.zeros((len(rows), 0))
+    return Chosen(tokens, logprobs[:, 0], top_ids, top)
+
+
+def read(chosen: Chosen, rows: Sequence[Row]) -> list[Token]:
+    """Wait for the tokens, and hold the rows to them.
+
+    Raises:
+        WeightsError: the logits are not numbers.
+    """
+    tokens: list[int] = chosen.tokens.tolist()  # type: ignore[assignment]
+    logprobs: list[float] = chosen.logprobs.tolist()  # type: ignore[assignment]
+    found = []
+    for i, (row, token, logprob) in enumerate(zip(rows, tokens, logprobs, strict=True)):
+        if math.isnan(logprob):
+            raise WeightsError(
+                f"What the model computed for position {row.position - 1} is not a number.",
+                "Its weights are damaged, or overflow in this precision: try dtype bfloat16 or float32.",
+            )
+        row.accept(token)
+        found.append(Token(token, logprob, _likeliest(chosen, i, row.params.logprobs)))
+    return found
+
+
+def _likeliest(chosen: Chosen, row: int, count: int) -> dict[int, float]:
+    if not count:
+        return {}
+    ids, logprobs = chosen.top_ids[row, :count].tolist(), chosen.top_logprobs[row, :count].tolist()
+    return dict(zip(ids, logprobs, strict=True))  # type: ignore[arg-type]
+
+
+def _draw(scores: mx.array, rows: Sequence[Row]) -> mx.array:
+    """A token for each row: together where the rows sample alike, which leaves out their seeds."""
+    ways = {(p.temperature, p.top_k, p.top_p, p.min_p) for p in (row.params for row in rows)}
+    keys = mx.array([row.key for row in rows], mx.uint32)
+    if len(ways) == 1:
+        return sample(scores, rows[0].params, keys)
+    return mx.stack([sample(scores[i], row.params, keys[i]) for i, row in enumerate(rows)])
