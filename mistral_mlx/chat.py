@@ -112,8 +112,6 @@ class Chat:
         if self.tools or stable or reasoning_effort is not None:  # what the format has no place for is refused at once
             around: Around = {**self._around, "tools": self.tools}
             self._format.encode([Message("user", "?")], **around)
-        self._cache = llm.model.make_cache()
-        self._held: list[int] = []  # the ids that the cache stands after
         self._open: ref[Generator[Chunk]] | None = None
 
     @property
@@ -289,14 +287,13 @@ class Chat:
     def _answer(self, asked: _Asked, options: _Options, *, last: bool) -> Generator[Chunk, None, list[ToolCall]]:
         """One answer; returns the calls of tools in it, if it came to its end."""
         llm, params, cancel, progress = self._llm, options.params, options.cancel, options.progress
-        reused = self._take_up(asked.ids)
         answer = asked.answer
         calls: list[ToolCall] = []
+        run = llm.run(
+            asked.ids, params, asked.reply, asked.constraint, begun=answer.text, cancel=cancel, progress=progress
+        )
         try:
-            for chunk in llm.run(
-                asked.ids, self._cache, reused, params, asked.reply, asked.constraint,
-                begun=answer.text, cancel=cancel, progress=progress,
-            ):  # fmt: skip
+            for chunk in run:
                 answer.add(chunk)
                 answer.tokens += chunk.tokens
                 if chunk.finish_reason == "stop":
@@ -304,14 +301,8 @@ class Chat:
                     if calls and last and runs_here(options.tools, calls):
                         chunk = replace(chunk, finish_reason="tool_rounds")
                 yield chunk
-        except GeneratorExit:  # the reader left between two steps: the cache is whole
-            raise
-        except BaseException:
-            self._cache = llm.model.make_cache()  # a step was broken off: its layers may stand apart
-            raise
-        finally:
-            # Also when the reader stopped listening: what was said stays said.
-            self._held = (asked.ids + answer.tokens)[: self._cache.position]
+        finally:  # also when the reader stopped listening: what was said stays said
+            run.close()
             if answer.tokens:
                 kept = self._kept(asked, params)
                 turn = Message("assistant", answer.text, kept, answer.thinking, tuple(calls))
@@ -340,17 +331,3 @@ class Chat:
             return tuple(kept)
         nothing_else = shown(ids) == self._llm.decode(ids)  # but text, which a stop string cut within an id
         return tuple(self._llm.tokenizer.encode(answer.text, follows=True)) if nothing_else else None
-
-    def _take_up(self, ids: list[int]) -> int:
-        """Bring the cache to the longest beginning of `ids` that it can stand after, and return its length."""
-        same = 0
-        for ours, theirs in zip(self._held, ids[:-1], strict=False):  # one id at least must be read, for its logits
-            if ours != theirs:
-                break
-            same += 1
-        if self._cache.position - same > self._cache.rewindable:
-            self._cache, same = self._llm.model.make_cache(), 0
-        else:
-            self._cache.rewind(self._cache.position - same)
-        self._held = ids[:same]
-        return same

@@ -10,6 +10,9 @@ its absolute position, so slots never have to move. With window W and slack S th
 The slack is what makes going back exact: `rewind` only lowers the position. What lies beyond it, a future that did not
 happen, is then taken for positions one turn earlier, which are outside every window, until it is overwritten.
 
+To go back further, a layer may keep a log of what its ring pushed out: blocks of keys and values, a bounded number of
+tokens. `rewind` then lays the ring anew from both.
+
 A layer without a window is the same ring, as long as the longest sequence, so that it never turns.
 """
 
@@ -25,16 +28,25 @@ from mistral_mlx.errors import ContextError, InputError
 
 SMALLEST_CAPACITY = 256
 DEFAULT_SLACK = 128
+# Tokens logged at a time while decoding: one copy for many steps.
+_LOG_BLOCK = 128
 
 Mask = mx.array | str | None
 
 
 class LayerState(NamedTuple):
-    """All that a layer remembers: its rings, [] or [keys, values] of (B, kv_heads, capacity, head_dim), and where."""
+    """All that a layer remembers but for its log: its rings, [] or [keys, values] of (B, kv_heads, capacity, head_dim).
+
+    Attributes:
+        position: tokens it stands after.
+        written: the position after the last token ever stored.
+        oldest: the first position that the ring may still hold.
+    """
 
     rings: list[mx.array]
     position: int
     written: int
+    oldest: int = 0
 
 
 class Span(NamedTuple):
@@ -55,15 +67,20 @@ class LayerCache:
     Attributes:
         window: positions that a query sees, itself included; None for all.
         limit: slots that the ring has at most.
+        log_limit: tokens pushed out of the ring that are kept, so that they can be taken back to.
         position: tokens it stands after, which is the position of the next one.
     """
 
-    def __init__(self, window: int | None, limit: int) -> None:
+    def __init__(self, window: int | None, limit: int, log_limit: int = 0) -> None:
         self.window = window
         self.limit = limit
+        self.log_limit = 0 if window is None else log_limit
         self.position = 0
         self._written = 0  # tokens ever stored: the ring holds the last `capacity` of these
+        self._oldest = 0  # but none before this position
         self._rings: list[mx.array] = []
+        self._log: list[list[mx.array]] = []  # blocks in order of time, the last up to `_logged`
+        self._logged = 0
 
     @property
     def capacity(self) -> int:
@@ -72,21 +89,88 @@ class LayerCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated now."""
+        """Bytes allocated now, but for the log."""
         return sum(ring.nbytes for ring in self._rings)
+
+    @property
+    def log_bytes(self) -> int:
+        """Bytes of the log."""
+        return sum(array.nbytes for block in self._log for array in block)
 
     @property
     def rewindable(self) -> int:
         """How many tokens can be taken back now, exactly."""
-        oldest = max(0, self._written - self.capacity)
-        if self.window is None or oldest == 0:
+        first = self._first_logged if self._log else self._first_held
+        if self.window is None or first == 0:
             return self.position
         # The next query sees window - 1 stored keys: those must still be there.
-        return self.position - (oldest + self.window - 1)
+        return max(0, self.position - (first + self.window - 1))
 
     def rewind(self, tokens: int) -> None:
         """Forget the last `tokens` tokens, as if they had never been seen; the caller keeps to `rewindable`."""
         self.position -= tokens
+        visible = self.position - self._visible_before
+        if visible < self._first_held:
+            first = max(self._first_logged, self.position - self.limit)
+            self._lay_anew(first)
+        self._cut_log(self.position)
+
+    @property
+    def _first_held(self) -> int:
+        return max(self._oldest, self._written - self.capacity)
+
+    @property
+    def _first_logged(self) -> int:
+        return self._logged - sum(block[0].shape[2] for block in self._log)
+
+    def _lay_anew(self, first: int) -> None:
+        """Fill the ring with positions first..position, the early ones from the log."""
+        parts = [*self._logged_slices(first, min(self.position, self._first_held))]
+        parts.append([mx.concatenate([ring[:, :, :0], *_slices(ring, self._first_held, self.position)], axis=2)
+                      for ring in self._rings])  # fmt: skip
+        ordered = [mx.concatenate(list(pieces), axis=2) for pieces in zip(*parts, strict=True)]
+        self.lay([ordered], self.position)
+        mx.eval(self._rings)
+        self._oldest = first
+
+    def _logged_slices(self, first: int, last: int) -> Iterator[list[mx.array]]:
+        """Positions first..last of the log."""
+        start = self._first_logged
+        for block in self._log:
+            end = start + block[0].shape[2]
+            if first < end and start < last:
+                yield [array[:, :, max(first - start, 0) : last - start] for array in block]
+            start = end
+
+    def _cut_log(self, end: int) -> None:
+        """Forget what is logged from position `end` on."""
+        while self._log and self._logged > end:
+            start = self._logged - self._log[-1][0].shape[2]
+            block = self._log.pop()
+            if start < end:
+                self._log.append(_copied([array[:, :, : end - start] for array in block]))
+            self._logged = max(start, end)
+        self._logged = min(self._logged, end)
+
+    def _log_until(self, end: int, new: Sequence[mx.array] = ()) -> None:
+        """Log what the ring still holds before position `end`, and of `new`, which follows it; no more than allowed."""
+        if not self.log_limit or end <= self._logged:
+            return
+        self._drop_logged(end - self.log_limit)
+        pieces = [list(_slices(ring, self._logged, min(end, self.position))) for ring in self._rings]
+        for pushed, array in zip(pieces, new, strict=False):
+            pushed.append(array[:, :, max(0, self._logged - self.position) : max(0, end - self.position)])
+        self._log.append(_copied([mx.concatenate(pushed, axis=2) for pushed in pieces]))
+        self._logged = end
+
+    def _drop_logged(self, start: int) -> None:
+        """Forget what is logged before position `start`."""
+        while self._log and (first := self._first_logged) < start:
+            block = self._log.pop(0)
+            if first + block[0].shape[2] > start:
+                self._log.insert(0, _copied([array[:, :, start - first :] for array in block]))
+        if not self._log:
+            self._logged = max(self._logged, start, self._oldest)
 
     @property
     def rings(self) -> list[mx.array]:
@@ -96,7 +180,7 @@ class LayerCache:
     @property
     def state(self) -> LayerState:
         """Everything there is to save, as it stands now: what this cache does later leaves it alone."""
-        return LayerState(_settled(self._rings), self.position, self._written)
+        return LayerState(_settled(self._rings), self.position, self._written, self._oldest)
 
     @state.setter
     def state(self, state: LayerState) -> None:
@@ -106,7 +190,15 @@ class LayerCache:
                 f"A state of {state.written} tokens in {max(capacities)} slots does not fit a cache of {self.limit}.",
                 "Give it to a cache made for the same model, length and slack.",
             )
-        self._rings, self.position, self._written = _settled(state.rings), state.position, state.written
+        self._rings, self.position, self._written, self._oldest = _settled(state.rings), *state[1:]
+        self._log, self._logged = [], self._first_held
+
+    def copy(self) -> LayerCache:
+        """An independent one in the same state; memory is shared until one of the two goes on."""
+        other = LayerCache(self.window, self.limit, self.log_limit)
+        other.state = self.state
+        other._log, other._logged = list(self._log), self._logged
+        return other
 
     def mask(self, length: int) -> Mask:
         """Which of the keys that `update` will return the next `length` queries see.
@@ -149,7 +241,10 @@ class LayerCache:
 
     def reserve(self, tokens: int, like: Sequence[mx.array]) -> None:
         """Make room for what the next `tokens` tokens bring: arrays like these, (B, kv_heads, T, head_dim)."""
-        self._grow(self.position + tokens, like)
+        end = self.position + tokens
+        self._grow(end, like)
+        if self.log_limit and end - self.capacity > self._logged:
+            self._log_until(min(end - self.capacity + _LOG_BLOCK, self.position))
 
     @property
     def step_room(self) -> int:
@@ -163,6 +258,30 @@ class LayerCache:
         end, part = self.position + length, max(SMALLEST_CAPACITY, self.capacity // 8)
         attended = min(-(-end // part) * part, self.capacity)
         return Span(self.window, self.capacity, attended)
+
+    def recent(self, tokens: int, row: int) -> list[mx.array]:
+        """What the last `tokens` tokens left in a row, in order of time: arrays (1, kv_heads, tokens, head_dim)."""
+        start = self.position - tokens
+        return [
+            mx.concatenate([ring[row : row + 1, :, :0], *_slices(ring[row : row + 1], start, self.position)], axis=2)
+            for ring in self._rings
+        ]
+
+    def lay(self, rows: Sequence[Sequence[mx.array]], position: int) -> None:
+        """Fill an empty cache: each row's `recent`, of different lengths, so that all of them end at `position`."""
+        capacity = capacity_for(position, self.limit)
+        held = min(position, capacity)
+        rings = []
+        for parts in zip(*rows, strict=True):
+            ordered = mx.concatenate([_padded(part, held - part.shape[2], 0) for part in parts])
+            ring = _padded(ordered, 0, capacity - held)
+            rings.append(mx.roll(ring, position % capacity, 2) if position > capacity else ring)
+        self._rings, self.position, self._written = rings, position, position
+        self._oldest = position - min(part.shape[2] for row in rows for part in row)
+
+    def clear(self) -> None:
+        """Let go of everything held; what is left is of no use."""
+        self._rings, self._log = [], []
 
     def advance(self, rings: list[mx.array], tokens: int) -> None:
         """Take over the rings with `tokens` more tokens stored."""
@@ -178,6 +297,7 @@ class LayerCache:
     def _store(self, new: list[mx.array]) -> None:
         start, end = self.position, self.position + new[0].shape[2]
         self._grow(end, new)
+        self._log_until(end - self.capacity, new)
         kept = max(start, end - self.capacity)  # of a chunk longer than the ring only the end stays
         for ring, chunk in zip(self._rings, new, strict=True):
             for first, last, slot in _runs(kept, end, self.capacity):
@@ -204,7 +324,13 @@ class Cache:
     """
 
     def __init__(
-        self, config: ModelConfig, dtype: mx.Dtype, *, max_tokens: int | None = None, slack: int = DEFAULT_SLACK
+        self,
+        config: ModelConfig,
+        dtype: mx.Dtype,
+        *,
+        max_tokens: int | None = None,
+        slack: int = DEFAULT_SLACK,
+        log: int = 0,
     ) -> None:
         """An empty cache.
 
@@ -213,26 +339,62 @@ class Cache:
             max_tokens: the longest sequence it will hold, which bounds layers without a window; the model's own
                 limit if None.
             slack: how many tokens can be taken back once the windows are full.
+            log: how many more, for which what leaves the windows is kept.
         """
         limits = layer_limits(config, max_tokens, slack)
-        self.layers = [LayerCache(*pair) for pair in zip(config.windows, limits, strict=True)]
-        self.starts = mx.zeros(1, mx.int32)
+        self.layers = [LayerCache(*pair, log) for pair in zip(config.windows, limits, strict=True)]
+        self._starts = [0]  # where each row begins, counted as `position` is
+        self._gathered = False
         self.max_bytes = sum(limits) * bytes_per_slot(config, dtype.size)
+
+    def gather(self, rows: Sequence[tuple[Cache, int]]) -> None:
+        """Fill this empty cache with sequences that go on together: a row each, all of which end at the same slot.
+
+        It cannot be rewound. The caches that the rows come from are emptied layer by layer, so that only one layer
+        stands in memory twice.
+
+        Args:
+            rows: the caches, and which row of each.
+        """
+        lengths = [cache.lengths[row] for cache, row in rows]
+        end = max(lengths)
+        self._starts, self._gathered = [end - length for length in lengths], True
+        for i, layer in enumerate(self.layers):
+            seen = [length if layer.window is None else min(length, layer.window - 1) for length in lengths]
+            layer.lay([cache.layers[i].recent(n, row) for n, (cache, row) in zip(seen, rows, strict=True)], end)
+            mx.eval(layer.rings)
+            for cache, _ in rows:
+                cache.layers[i].clear()
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens seen by each row."""
+        return [self.position - start for start in self._starts]
 
     @property
     def position(self) -> int:
-        """Tokens seen, which is the position of the next one."""
+        """Tokens seen, which is the position of the next one; where there are several rows, by the longest ever."""
         return self.layers[0].position
 
     @property
+    def starts(self) -> mx.array:
+        """(B,): the `position` at which each row began."""
+        return mx.array(self._starts)
+
+    @property
     def nbytes(self) -> int:
-        """Bytes allocated now."""
+        """Bytes allocated now, but for the log."""
         return sum(layer.nbytes for layer in self.layers)
 
     @property
+    def log_bytes(self) -> int:
+        """Bytes of what is kept of tokens that have left the windows."""
+        return sum(layer.log_bytes for layer in self.layers)
+
+    @property
     def rewindable(self) -> int:
-        """How many tokens can be taken back now, exactly: all of them until a window has turned by the slack."""
-        return min(layer.rewindable for layer in self.layers)
+        """How many tokens can be taken back now, exactly: all of them until a window has turned by slack and log."""
+        return 0 if self._gathered else min(layer.rewindable for layer in self.layers)
 
     def rewind(self, tokens: int) -> None:
         """Forget the last `tokens` tokens, as if they had never been seen.
@@ -251,10 +413,9 @@ class Cache:
     def copy(self) -> Cache:
         """An independent cache in the same state, which costs memory only once one of the two goes on."""
         other = Cache.__new__(Cache)
-        other.layers = [LayerCache(layer.window, layer.limit) for layer in self.layers]
-        other.starts = self.starts
+        other.layers = [layer.copy() for layer in self.layers]
+        other._starts, other._gathered = self._starts, self._gathered
         other.max_bytes = self.max_bytes
-        other.state = self.state
         return other
 
     @property
@@ -375,6 +536,17 @@ def step_mask(slots: mx.array, end: mx.array, positions: mx.array, length: int, 
     age = (end + queries - slots) % span.capacity
     seen = positions[:, None, None, None] + queries + 1
     return age < (seen if span.window is None else mx.minimum(seen, span.window))
+
+
+def _padded(x: mx.array, before: int, after: int) -> mx.array:
+    return mx.pad(x, [(0, 0), (0, 0), (before, after), (0, 0)])
+
+
+def _copied(arrays: list[mx.array]) -> list[mx.array]:
+    """The same values in memory of their own: a slice would hold on to the whole ring."""
+    copies = [mx.array(array) for array in arrays]
+    mx.eval(copies)
+    return copies
 
 
 def _settled(rings: list[mx.array]) -> list[mx.array]:

@@ -123,6 +123,11 @@ class Transformer(nn.Module):
         """Bytes of all weights."""
         return tree_reduce(lambda count, array: count + array.nbytes, self.parameters(), 0)
 
-    def make_cache(self, max_tokens: int | None = None) -> Cache:
-        """An empty cache for one sequence of at most `max_tokens` tokens, by default as many as the model allows."""
-        return Cache(self.config, self.dtype, max_tokens=max_tokens)
+    def make_cache(self, max_tokens: int | None = None, *, log: int = 0) -> Cache:
+        """An empty cache for one sequence.
+
+        Args:
+            max_tokens: the longest that it becomes, by default as long as the model allows.
+            log: tokens that are kept once they have left the windows, so that they can be taken back to.
+        """
+        return Cache(self.config, self.dtype, max_tokens=max_tokens, log=log)

@@ -50,15 +50,18 @@ def test_any_split_into_chunks_equals_the_whole(name: str, slack: int, cuts: lis
     np.testing.assert_allclose(read(MODELS[name], cache, IDS, cuts), WHOLE[name], atol=2e-5)
 
 
-@settings(max_examples=60)
-@given(names, slacks, st.integers(1, LENGTH - 20), cut_lists, st.data())
-def test_rewound_equals_fresh(name: str, slack: int, length: int, cuts: list[int], data: st.DataObject) -> None:
-    """Before, at and after the wrap, across bucket changes, and several times over."""
+@settings(max_examples=120)
+@given(names, slacks, st.sampled_from([0, 1, 7, 40, 1000]), st.integers(1, LENGTH - 20), cut_lists, st.data())
+def test_rewound_equals_fresh(
+    name: str, slack: int, log: int, length: int, cuts: list[int], data: st.DataObject
+) -> None:
+    """Before, at and after the wrap, across bucket changes, from ring and log, and several times over."""
     model = MODELS[name]
-    cache = Cache(model.config, mx.float32, slack=slack)
+    cache = Cache(model.config, mx.float32, slack=slack, log=log)
     read(model, cache, IDS[:length], cuts)
-    for _ in range(3):
-        back = data.draw(st.integers(0, min(cache.rewindable, 40)))
+    for again in range(3):
+        assert again or cache.rewindable >= min(cache.position, log)
+        back = data.draw(st.integers(0, min(cache.rewindable, 100)))
         cache.rewind(back)
         wrong = data.draw(st.lists(st.integers(0, TINY.vocab_size - 1), max_size=6))
         if wrong:  # a future that did not happen, taken back again
