@@ -1,6 +1,6 @@
 """Measure mistral-mlx beside mlx-lm, print a table for each case, and store what was found.
 
-    uv run python -m benchmarks [CASE ...] [--all] [--list] [--rounds N] [--readme]
+uv run python -m benchmarks [CASE ...] [--all] [--list] [--rounds N] [--readme]
 """
 
 from __future__ import annotations

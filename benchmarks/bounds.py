@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import median
 
 import mlx.core as mx
@@ -49,15 +50,18 @@ def attention(config: ModelConfig, keys: int, queries: int = 1) -> float:
     mx.eval(pairs, query)
     mask = "causal" if queries > 1 else None
     attend = mx.fast.scaled_dot_product_attention
-    return seconds(lambda: [attend(query, k, v, scale=dim**-0.5, mask=mask) for k, v in pairs], 5 if queries == 1 else 1)
+    return seconds(
+        lambda: [attend(query, k, v, scale=dim**-0.5, mask=mask) for k, v in pairs], 5 if queries == 1 else 1
+    )
 
 
 def reading(config: ModelConfig, tokens: int, chunk: int) -> tuple[float, float]:
     """Seconds that a prompt takes at least, in chunks: with full attention, and with the window's.
 
+    The last layer is left out: only its keys and values are needed of all tokens but the last, and MLX is lazy.
     Attention of a chunk grows linearly with its keys, so it is measured at both ends only.
     """
-    chunk = min(chunk, tokens)
+    chunk, config = min(chunk, tokens), replace(config, num_hidden_layers=config.num_hidden_layers - 1)
     linear = weight_pass(config, chunk, output=False) * tokens / chunk
     few, many = chunk, max(tokens, 2 * chunk)
     at_few, at_many = attention(config, few, chunk), attention(config, many, chunk)

@@ -1,4 +1,4 @@
-"""Two drawings for the README: the speed of decoding, and the memory of the cache, against the length of the context."""
+"""Drawings for the README: the speed of decoding, and the bytes of the cache, against the length of the context."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _curves(path: Path, title: str, unit: str, tokens: list[int], curves: dict[s
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    grey = {key: _GREY for key in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")}
+    grey = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _GREY)
     # Text as text, and no date or random names: the same numbers draw the same bytes.
     settings = {"svg.fonttype": "none", "svg.hashsalt": "benchmarks", "font.size": 9, **grey}
     with mpl.rc_context(settings):

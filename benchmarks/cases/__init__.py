@@ -49,5 +49,5 @@ CASES = {
     "chat": Case("Time to the first token: cold, warm, late in a chat, after an edit", 3),
     "start": Case("From starting Python to the first token, in processes of their own", 5),
     "graph": Case("Primitives that a step dispatches, and the time to build its graph", 3),
-    "speculation": Case("Time for a token of an edited text, with drafts from its own n-grams", 3),
+    "speculation": Case("Time for a token of an edited text, with drafts from its own n-grams", 2),
 }

@@ -43,10 +43,15 @@ def measure(rounds: int) -> Result:
     small = synthetic("chat")
     for count in ROWS:
         prompts = [prompt(64, small.config, seed) for seed in range(count)]
-        once: list[Callable[[], float]] = [partial(_ours, small.llm, prompts), partial(_theirs, small.theirs, [], prompts)]
+        once: list[Callable[[], float]] = [
+            partial(_ours, small.llm, prompts),
+            partial(_theirs, small.theirs, [], prompts),
+        ]
         interleave(1, *once)
         rows.append(Row.of(f"chat, {count} rows", "s", *interleave(rounds, *once), target=1.0))
-    return Result("batch", rows, CHUNKS, {"new_tokens": NEW_TOKENS, "prompt_tokens": [len(llm.encode(t)) for t in PROMPTS]})
+    return Result(
+        "batch", rows, CHUNKS, {"new_tokens": NEW_TOKENS, "prompt_tokens": [len(llm.encode(t)) for t in PROMPTS]}
+    )
 
 
 def _ours(llm: LLM, prompts: list[list[int]]) -> float:

@@ -31,9 +31,7 @@ def measure(rounds: int) -> Result:
         check_filled(sides, 2 * (sides.config.windows[0] or 0))
         taken = _in_turn(sides, CONTEXTS, rounds)
         bounds[shape] = _bounds(sides)
-        rows += [
-            Row.of(f"{shape}, {n:,} tokens", "ms", *taken[n], target=_target(bounds[shape], n)) for n in CONTEXTS
-        ]
+        rows += [Row.of(f"{shape}, {n:,} tokens", "ms", *taken[n], target=_target(bounds[shape], n)) for n in CONTEXTS]
         # The promise of the window: far past it a token costs what it cost at its end.
         rows.append(
             Row.of(f"{shape}, 32,768 tokens", "ms", taken[32768][0], taken[4096][0], 0.97, f"{OURS} at 4,096 tokens")

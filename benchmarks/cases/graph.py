@@ -1,7 +1,8 @@
 """What one decode step asks of the backend: the nodes of its lazy graph, and the Python time to build it.
 
 Both sides are looked at from outside: whatever they give to mx.eval or mx.async_eval between two tokens is drawn with
-mx.export_to_dot first, and its primitives are counted. A compiled kernel is one; views, which launch nothing, are none. MLX's CPU backend takes its fused kernels apart, on both sides alike.
+mx.export_to_dot first, and its primitives are counted. A compiled kernel is one; views, which launch nothing, are none.
+MLX's CPU backend takes its fused kernels apart, on both sides alike.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from benchmarks.paired import Result, Row
 from benchmarks.sides import Sides, demo, filled, filled_peer, our_steps, synthetic, their_steps
 
 VIEWS = frozenset({
-    "AsStrided", "Broadcast", "BroadcastAxes", "Copy", "Depends", "ExpandDims", "Flatten", "NumberOfElements", "Reshape",
-    "Slice", "Split", "Squeeze", "StopGradient", "Transpose", "Unflatten", "View",
+    "AsStrided", "Broadcast", "BroadcastAxes", "Copy", "Depends", "ExpandDims", "Flatten", "NumberOfElements",
+    "Reshape", "Slice", "Split", "Squeeze", "StopGradient", "Transpose", "Unflatten", "View",
 })  # fmt: skip
 CONTEXT, STEPS = 128, 12
 # Deep in the window the ring has turned, and the slots out of sight are masked.

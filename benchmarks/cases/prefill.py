@@ -37,7 +37,9 @@ def measure(rounds: int) -> Result:
             rows.append(Row.of(f"{shape}, {tokens:,} tokens", "s", ours, theirs, 0.9 * full / windowed))
         # Twice the prompt may take 2.1 times as long: the other side is twice our time for the half.
         doubled = [2 * s for s in taken[16384][0]]
-        rows.append(Row.of(f"{shape}, 32,768 tokens", "s", taken[32768][0], doubled, 2 / 2.1, f"{OURS} at 16,384, twice"))
+        rows.append(
+            Row.of(f"{shape}, 32,768 tokens", "s", taken[32768][0], doubled, 2 / 2.1, f"{OURS} at 16,384, twice")
+        )
     return Result("prefill", rows, CHUNKS, {"their_chunk": chunks, "bounds": bounds})
 
 

@@ -9,7 +9,7 @@ import mlx.core as mx
 from benchmarks.paired import OURS, CannotMeasure, Result, Row, interleave
 from benchmarks.sides import CHUNKS, demo, empty_peer, generate_step
 
-NEW_TOKENS = 160
+NEW_TOKENS = 128
 FUNCTION = '''
 def summarise(orders, prices, discounts, currency="EUR"):
     """Totals of all orders by customer, after discounts, from the largest to the smallest."""
@@ -96,7 +96,9 @@ def measure(rounds: int) -> Result:
                 accepted[old] = {"drafted": stats.drafted_tokens, "accepted": stats.accepted_tokens}  # type: ignore[attr-defined]
             return 1e3 / completion.stats.decode_tps
 
-        columns = interleave(rounds, lambda o=ours: o("ngram"), lambda o=ours: o(None), lambda i=ids: _theirs(sides.theirs, i))
+        columns = interleave(
+            rounds, lambda o=ours: o("ngram"), lambda o=ours: o(None), lambda i=ids: _theirs(sides.theirs, i)
+        )
         if answers["ngram"] != answers[None]:
             raise CannotMeasure("With drafts the greedy tokens are others than without: that is an error, not a speed.")
         for all_of_them, column in zip((drafted, plain, theirs), columns, strict=True):

@@ -26,10 +26,11 @@ status = Path("/proc/self/status")
 lines = status.read_text().splitlines() if status.exists() else []
 peaks = [line.split()[1] for line in lines if line.startswith("VmHWM")]
 print((peaks or [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss])[0], flush=True)"""
-# Both get the same BLAS.
+# Both get the same BLAS, and neither PyTorch: where it is installed, mlx-lm's tokenizers spend seconds on importing it.
+_BEGIN = "import sys\nsys.modules['torch'] = None\nfrom mistral_mlx.backend import preload_blas; preload_blas()\n"
 COMMANDS = {
-    "ours": f"import mistral_mlx as mm\nnext(iter(mm.load(FOLDER).stream({IDS}, max_tokens=2)))" + _SAY,
-    "theirs": "from mistral_mlx.backend import preload_blas; preload_blas()\nfrom mlx_lm import load, stream_generate\n"
+    "ours": _BEGIN + f"import mistral_mlx as mm\nnext(iter(mm.load(FOLDER).stream({IDS}, max_tokens=2)))" + _SAY,
+    "theirs": _BEGIN + "from mlx_lm import load, stream_generate\n"
     f"model, tokenizer = load(FOLDER)\nnext(stream_generate(model, tokenizer, {IDS}, max_tokens=2))" + _SAY,
 }
 
@@ -80,5 +81,7 @@ def _first_token(code: str, folder: Path) -> tuple[float, float]:
         seconds = time.perf_counter() - start
         errors = child.stderr.read()
     if not said:
-        raise CannotMeasure(f"A process ended before its first token: {(errors.strip().splitlines() or ['silently'])[-1]}")
+        raise CannotMeasure(
+            f"A process ended before its first token: {(errors.strip().splitlines() or ['silently'])[-1]}"
+        )
     return seconds, int(said) / (2**20 if sys.platform == "darwin" else 2**10)
