@@ -31,13 +31,10 @@ def measure(rounds: int) -> Result:
         check_filled(sides, 2 * (sides.config.windows[0] or 0))
         taken = _in_turn(sides, CONTEXTS, rounds)
         bounds[shape] = _bounds(sides)
-        rows += [Row.of(f"{shape}, {n:,} tokens", "ms", *taken[n], target=_target(bounds[shape], n)) for n in CONTEXTS]
+        at = [Row.of(f"{shape}, {n:,} tokens", "ms", *taken[n], _target(bounds[shape], n)) for n in CONTEXTS]
         # The promise of the window: far past it a token costs what it cost at its end.
-        rows.append(
-            Row.of(f"{shape}, 32,768 tokens", "ms", taken[32768][0], taken[4096][0], 0.97, f"{OURS} at 4,096 tokens")
-        )
-        of_shape = {row.what: row for row in rows}
-        at = [of_shape[f"{shape}, {n:,} tokens"] for n in CONTEXTS[:-1]] + [rows[-2]]
+        promise = taken[32768][0], taken[4096][0], 0.97, f"{OURS} at 4,096 tokens"
+        rows += [*at, Row.of(f"{shape}, 32,768 tokens", "ms", *promise)]
         curves[shape] = {"tokens": list(CONTEXTS), "ours": [r.ours for r in at], "theirs": [r.theirs for r in at]}
     return Result("decode", rows, details={"curves": curves, "bounds": bounds, "timed_tokens": TIMED})
 

@@ -111,10 +111,11 @@ def measure(rounds: int) -> Result:
 
 
 def _prompt(old: str, new: str) -> str:
-    """Begun far enough that a small model knows what is wanted: the rest is its to write."""
-    edited = FUNCTION.replace(old, new)
-    begun = "\n".join(edited.splitlines()[:8])
-    return f"A function:\n\n{FUNCTION}\n\nThe same function with {old} renamed to {new}:\n\n{begun}\n"
+    """Begun far enough that a small model knows what is wanted, and ended at the end of a line, not behind it: the
+    newline and the spaces that follow it are one token.
+    """
+    begun = "\n".join(FUNCTION.replace(old, new).splitlines()[:12])
+    return f"A function:\n\n{FUNCTION}\n\nThe same function with {old} renamed to {new}:\n\n{begun}"
 
 
 def _theirs(model: object, ids: list[int]) -> float:
