@@ -116,3 +116,32 @@ def test_filling_the_readme_touches_only_what_is_between_markers() -> None:
     assert filled.endswith("<!-- /benchmarks:decode -->\nbelow\n")
     assert fill_readme(filled, lambda name: result) == filled
     assert fill_readme(filled, lambda name: None) == text.replace("old\n", "")
+
+
+def test_both_sides_have_the_same_weights_and_go_on_from_filled_caches() -> None:
+    from benchmarks.sides import check_filled, synthetic
+
+    sides = synthetic("tiny32")  # compares their logits
+    for tokens in (100, 9000):
+        check_filled(sides, tokens)
+
+
+def test_other_weights_are_refused() -> None:
+    from benchmarks.sides import _checked, synthetic
+
+    sides, other = synthetic("tiny32"), synthetic("tiny32", seed=1)
+    with pytest.raises(CannotMeasure, match="not the same weights"):
+        _checked(replace(sides, theirs=other.theirs))
+
+
+def test_primitives_are_counted_without_views_and_for_each_call() -> None:
+    import mlx.core as mx
+
+    from benchmarks.cases.graph import primitives
+
+    twice = mx.compile(lambda x: mx.exp(x) * 2)
+    x = mx.ones((2, 3))
+    mx.eval(x)
+    counted = primitives(twice(twice(x)).T.reshape(6) @ mx.zeros(6))
+    assert sum(count for name, count in counted.items() if name.startswith("Compiled")) == 2
+    assert not counted.keys() & {"Reshape", "Transpose"}
