@@ -32,14 +32,14 @@ def measure(rounds: int) -> Result:
             times = min(rounds, MOST_ROUNDS.get(tokens, rounds))
             ours, theirs = interleave(times, partial(_ours, sides, tokens), partial(_theirs, sides, tokens, chunk))
             taken[tokens] = ours, theirs
-            full, windowed = reading(sides.config, tokens, chunk)
+            full, windowed = reading(sides.config, tokens, chunk)[0], reading(sides.config, tokens, CHUNKS["ours"])[1]
             bounds[f"{shape}, {tokens}"] = {"full_s": full, "windowed_s": windowed, "ratio": full / windowed}
             rows.append(Row.of(f"{shape}, {tokens:,} tokens", "s", ours, theirs, 0.9 * full / windowed))
         # Twice the prompt may take 2.1 times as long: the other side is twice our time for the half.
-        doubled = [2 * s for s in taken[16384][0]]
-        rows.append(
-            Row.of(f"{shape}, 32,768 tokens", "s", taken[32768][0], doubled, 2 / 2.1, f"{OURS} at 16,384, twice")
-        )
+        half, whole = LENGTHS[-2:]
+        doubled = [2 * seconds for seconds in taken[half][0]]
+        peer = f"{OURS} at {half:,}, twice"
+        rows.append(Row.of(f"{shape}, {whole:,} tokens", "s", taken[whole][0], doubled, 2 / 2.1, peer))
     return Result("prefill", rows, CHUNKS, {"their_chunk": chunks, "bounds": bounds})
 
 
