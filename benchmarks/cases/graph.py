@@ -54,7 +54,7 @@ class Step:
 
     Attributes:
         kinds: how many primitives of each name, views apart.
-        milliseconds: time of Python outside of evaluation, until the last evaluation was asked for.
+        milliseconds: time of Python outside of evaluation.
     """
 
     kinds: Counter[str] = field(default_factory=Counter)
@@ -96,6 +96,7 @@ def watched(step: Step, *, count: bool) -> Iterator[None]:
             setattr(mx, name, watch(name))
         yield
     finally:
+        step.milliseconds += 1e3 * (time.perf_counter() - resumed)
         for name, original in originals.items():
             setattr(mx, name, original)
 

@@ -23,18 +23,25 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=False)
         self.o_proj = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
 
-    def __call__(self, x: mx.array, rope: RotaryEmbedding, mask: Mask, cache: LayerCache | None) -> mx.array:
-        """Attend from x (B, T, hidden), which follows what the cache holds; what comes out is for `o_proj`."""
-        batch, length, _ = x.shape
+    def __call__(
+        self, x: mx.array, rope: RotaryEmbedding, mask: Mask, cache: LayerCache | None, *, last_only: bool = False
+    ) -> mx.array:
+        """Attend from x (B, T, hidden), or its last position only, which follows what the cache holds.
+
+        Returns:
+            (B, T, heads * head_dim) or (B, 1, heads * head_dim), for `o_proj`.
+        """
         qk, v = self._project(x)
         qk = rope(qk, cache.position if cache else 0)  # queries and keys turn alike: one kernel
         q, k = qk[:, : self.heads], qk[:, self.heads :]
         if cache:
             k, v = cache.update(k, v)  # (B, KV, n, D)
+        if last_only:
+            q, mask = q[:, :, -1:], mask[-1:] if isinstance(mask, mx.array) else None
 
         scale = self.head_dim**-0.5 * rope.magnitude**2
         out = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
-        return out.transpose(0, 2, 1, 3).reshape(batch, length, -1)
+        return out.transpose(0, 2, 1, 3).flatten(2)
 
     def _project(self, x: mx.array) -> tuple[mx.array, mx.array]:
         """Queries and keys (B, H + KV, T, D), and values (B, KV, T, D), in as few products as `fuse` left."""

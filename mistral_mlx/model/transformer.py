@@ -43,8 +43,11 @@ class Block(nn.Module):
         self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def __call__(self, x: mx.array, rope: RotaryEmbedding, mask: Mask, cache: LayerCache | None) -> mx.array:
-        h = _add(x, self.self_attn.o_proj, self.self_attn(self.input_layernorm(x), rope, mask, cache))
+    def __call__(
+        self, x: mx.array, rope: RotaryEmbedding, mask: Mask, cache: LayerCache | None, *, last_only: bool = False
+    ) -> mx.array:
+        attended = self.self_attn(self.input_layernorm(x), rope, mask, cache, last_only=last_only)
+        h = _add(x[:, -1:] if last_only else x, self.self_attn.o_proj, attended)
         return _add(h, self.mlp.down_proj, self.mlp(self.post_attention_layernorm(h)))
 
 
@@ -71,14 +74,16 @@ class Decoder(nn.Module):
         self.layers = [Block(config) for _ in range(config.num_hidden_layers)]
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def __call__(self, ids: mx.array, cache: Cache | None = None) -> mx.array:
+    def __call__(self, ids: mx.array, cache: Cache | None = None, *, last_only: bool = False) -> mx.array:
+        """The normed stream (B, T, hidden), or (B, 1, hidden) of the last position, for which the last layer suffices."""
         length = ids.shape[1]
         masks = cache.masks(length) if cache else [window_mask(length, length, w) for w in self.config.windows]
         caches = cache.layers if cache else [None] * len(self.layers)
 
         h = self.embed_tokens(ids).astype(self.norm.weight.dtype)  # packed floats come out as bfloat16
-        for layer, mask, layer_cache in zip(self.layers, masks, caches, strict=True):
-            h = layer(h, self.rope, mask, layer_cache)
+        for i, (layer, mask, layer_cache) in enumerate(zip(self.layers, masks, caches, strict=True), 1):
+            last = last_only and length > 1 and i == len(self.layers)
+            h = layer(h, self.rope, mask, layer_cache, last_only=last)
         return self.norm(h)
 
 
@@ -108,9 +113,7 @@ class Transformer(nn.Module):
         Returns:
             (B, T, vocab), or (B, 1, vocab).
         """
-        h = self.model(ids, cache)
-        if last_only:
-            h = h[:, -1:]
+        h = self.model(ids, cache, last_only=last_only)
         return self.model.embed_tokens.as_linear(h) if self.config.tie_word_embeddings else self.lm_head(h)
 
     @property
