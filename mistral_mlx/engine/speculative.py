@@ -184,7 +184,7 @@ class Pace:
 
     def took(self, length: int, seconds: float) -> None:
         """Take note of a round; one that compiled something, or was held up, does not count for all that it took."""
-        expected = self._expected(length) if self._seconds else seconds
+        expected = self._expected(length) or seconds
         self._seconds[length] = 0.7 * expected + 0.3 * min(seconds, 3 * expected)
 
     def checked(self, drafted: int, accepted: int) -> None:
@@ -206,8 +206,8 @@ class Pace:
             yield token
 
     def _expected(self, length: int) -> float:
-        """Seconds of a round; one that was never tried is hoped to take no longer than a shorter one."""
-        return self._seconds[max(n for n in self._seconds if n <= length)]
+        """Seconds of a round; one that was never tried is hoped to take no longer than a shorter one. 0: no idea."""
+        return self._seconds.get(max((n for n in self._seconds if n <= length), default=0), 0.0)
 
 
 def decode_speculatively(
