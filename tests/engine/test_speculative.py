@@ -295,6 +295,19 @@ def test_left_within_a_round_the_cache_stands_before_the_last_token(leave: int) 
     assert ids_of(list(rest)) == expected[leave:]
 
 
+def test_what_a_rejected_draft_overwrote_cannot_be_taken_back() -> None:
+    """A round of 8 pushes 8 tokens out of the ring, though 1 comes of it."""
+    logits, cache = read(MODELS["window"], PROMPT * 3, 40, slack=10)
+    liar = Prophet([*PROMPT * 3, *ids_of(plain(MODELS["window"], PROMPT * 3, max_tokens=20))], 1.0)
+    params = SamplingParams(max_tokens=20)
+    stream = decode_speculatively(MODELS["window"], logits, cache, params, PROMPT * 3, liar, pace=Eager())
+    next(stream)
+    assert (cache.rewindable, cache.step_room) == (11, 3)
+    for left in (10, 10, 11, 4):  # rounds of 2 and 2, a plain step, and a round of 8 where the ring has turned
+        next(stream)
+        assert cache.rewindable == left
+
+
 @pytest.mark.parametrize("after", [0, 1, 4, 9, 10])
 def test_cancelling_stops_before_the_next_token(after: int) -> None:
     seen: list[int] = []
