@@ -21,6 +21,8 @@ class Stats:
         decode_tps: tokens generated per second after the first; 0 if there was only one.
         cache_bytes: bytes of keys and values at the end.
         peak_memory_bytes: the most that MLX held meanwhile, weights included.
+        drafted_tokens: tokens that were guessed and checked; 0 without a draft (`LLM.draft`).
+        accepted_tokens: of these, tokens that are in the answer.
     """
 
     prompt_tokens: int
@@ -31,6 +33,8 @@ class Stats:
     decode_tps: float
     cache_bytes: int
     peak_memory_bytes: int
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from functools import cached_property
 from numbers import Integral
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mistral_mlx.answer import Answer, stats
 from mistral_mlx.backend import reset_peak_memory, wire_memory
@@ -22,12 +22,15 @@ from mistral_mlx.batching import MOST_ROWS, Request, run_together
 from mistral_mlx.chat import Chat
 from mistral_mlx.completion import Chunk, Completion
 from mistral_mlx.config import ModelConfig
+from mistral_mlx.engine.choice import Token
 from mistral_mlx.engine.decode import PREFILL_CHUNK, Progress, decode, prefill
 from mistral_mlx.engine.prefix import Prefixes
 from mistral_mlx.engine.sampling import SamplingParams
 from mistral_mlx.engine.score import score, whole_logits
+from mistral_mlx.engine.speculative import Drafter, ModelDrafter, NgramDrafter, Pace, decode_speculatively
 from mistral_mlx.errors import ContextError, InputError, OutOfMemoryError, TokenizerError
 from mistral_mlx.memory import Memory
+from mistral_mlx.model.cache import Cache
 from mistral_mlx.model.fusion import fuse
 from mistral_mlx.model.transformer import Transformer
 from mistral_mlx.models import Window, change_window, consequence, resolve
@@ -68,6 +71,24 @@ class LLM:
         self.prefixes = Prefixes(model)
         self._tokenizer = text.tokenizer
         self._chat_format = text.chat_format
+        self.draft = None
+
+    @property
+    def draft(self) -> Literal["ngram"] | LLM | None:
+        """What guesses the next tokens, several of which then come at once; the same ones as without it.
+
+        "ngram" guesses what followed when the text last ended as it does now: for answers that repeat what was said.
+        A smaller model with the same vocabulary guesses everywhere. Answers that are held to a form come without.
+        """
+        return self._draft
+
+    @draft.setter
+    def draft(self, draft: Literal["ngram"] | LLM | None) -> None:
+        if not (draft is None or isinstance(draft, LLM) or draft == "ngram"):
+            raise InputError(f"draft is {draft!r}.", 'It must be "ngram", a loaded model, or None.')
+        drafter = ModelDrafter(draft.model, self.config.vocab_size) if isinstance(draft, LLM) else None
+        self._draft, self._drafter = draft, drafter
+        self._seconds: dict[int, float] = {}  # what rounds took, by their length
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -392,7 +413,8 @@ class LLM:
         limit = self.config.context_length
         if limit is not None and tokens > limit:
             raise ContextError(f"This model attends to at most {limit:,} tokens, not {tokens:,}.", "Ask for fewer.")
-        return Memory.predict(self.config, self.model.nbytes, tokens, self.model.dtype.size, prompt)
+        memory = Memory.predict(self.config, self.model.nbytes, tokens, self.model.dtype.size, prompt)
+        return _beside_draft(memory, self.draft, prompt)
 
     def run(
         self,
@@ -417,23 +439,42 @@ class LLM:
         params = self._within_context(params, len(ids))
         answer = Answer(params, self.stop_ids, reply, constraint, begun)
         cache, reused = self.prefixes.take(ids)
-        said: list[int] = []
+        said, pace = list(ids), Pace(self._seconds)
         try:
             logits = prefill(self.model, ids[reused:], cache, progress=progress, cancelled=cancelled)
             if logits is not None:
-                for token in decode(self.model, logits, cache, params, ids, constraint=constraint, cancelled=cancelled):
+                tokens = self._tokens(logits, cache, params, ids, constraint, pace, cancelled)
+                for token in tokens:
                     if answer.count == 0:
                         first = time.perf_counter()
                     said.append(token.id)
                     yield answer.feed(token)
                     if answer.finish:
                         break
+                tokens.close()  # it holds a step that will not be made
         except GeneratorExit:  # the reader left between two steps: the cache is whole
-            self.prefixes.put(ids + said, cache)
+            self.prefixes.put(said, cache)
             raise
         # A step that was broken off comes not here: its layers may stand apart, and it is let go.
-        self.prefixes.put(ids + said, cache)
-        yield answer.end(stats(len(ids), reused, answer.count, (start, first), cache.nbytes))
+        self.prefixes.put(said, cache)
+        cost = stats(len(ids), reused, answer.count, (start, first), cache.nbytes)
+        yield answer.end(replace(cost, drafted_tokens=pace.drafted, accepted_tokens=pace.accepted))
+
+    def _tokens(
+        self,
+        logits: mx.array,
+        cache: Cache,
+        params: SamplingParams,
+        ids: list[int],
+        constraint: FormMatcher | None,
+        pace: Pace,
+        cancelled: Callable[[], bool] | None,
+    ) -> Generator[Token]:
+        """The tokens of an answer, drafted if that was asked for; what a form allows is known one token at a time."""
+        if self.draft is None or constraint:
+            return decode(self.model, logits, cache, params, ids, constraint=constraint, cancelled=cancelled)
+        drafter: Drafter = self._drafter or NgramDrafter()
+        return decode_speculatively(self.model, logits, cache, params, ids, drafter, pace=pace, cancelled=cancelled)
 
     def _within_context(self, params: SamplingParams, prompt: int) -> SamplingParams:
         """The same, for no more tokens than the model can attend to after a prompt of that length."""
@@ -448,6 +489,7 @@ def load(
     dtype: str | None = None,
     window: Window = "config",
     wired: bool = False,
+    draft: str | Path | None = None,
     progress: Progress | None = None,
 ) -> LLM:
     """Load a model, fetching it first if it is on the hub and not yet here.
@@ -461,7 +503,9 @@ def load(
             list of these that repeats over the layers. It says what that changes.
         wired: keep the model's memory resident for as long as the process lives. macOS 15 and newer; it can be faster
             for models nearly as large as the memory, and less memory is left to everything else.
-        progress: told (bytes there, all bytes) while the model is fetched, instead of bars on stderr.
+        draft: "ngram", or a smaller model with the same vocabulary, named as `model` is: what guesses the next tokens,
+            for answers that come faster and stay the same; `LLM.draft` is the result.
+        progress: told (bytes there, all bytes) while a model is fetched, instead of bars on stderr.
 
     Raises:
         MistralError: with what to do about it, if the model cannot be found, fetched, read, or run exactly.
@@ -473,7 +517,9 @@ def load(
             log.warning(meaning)
         checkpoint = replace(checkpoint, config=config)
     plan = plan_loading(checkpoint, dtype)
+    helper = None if draft in (None, "ngram") else load(draft, dtype=dtype, progress=progress)
     memory = Memory.predict(checkpoint.config, plan.nbytes, _LEAST_TOKENS, plan.dtype.size)
+    memory = _beside_draft(memory, helper, None)
     if not memory.fits:
         raise OutOfMemoryError(f"{checkpoint.path} does not fit: {memory}.", "Use a smaller or a quantized model.")
     if wired and not wire_memory():
@@ -481,4 +527,15 @@ def load(
     text = open_text(checkpoint.path, checkpoint.metadata, checkpoint.config.vocab_size)
     transformer = load_model(checkpoint, dtype)
     fuse(transformer)
-    return LLM(transformer, text)
+    llm = LLM(transformer, text)
+    llm.draft = helper or ("ngram" if draft else None)
+    return llm
+
+
+def _beside_draft(memory: Memory, draft: object, prompt: int | None) -> Memory:
+    """What a model takes together with its draft model, if it has one: that stops at its own context's end."""
+    if not isinstance(draft, LLM):
+        return memory
+    longest = draft.config.context_length or memory.tokens
+    tokens, reads = (min(n, longest) for n in (memory.tokens, prompt or memory.tokens))
+    return memory.beside(Memory.predict(draft.config, draft.model.nbytes, tokens, draft.model.dtype.size, reads))

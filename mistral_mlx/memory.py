@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mistral_mlx.backend import memory_limit
 from mistral_mlx.config import ModelConfig
@@ -41,6 +41,11 @@ class Memory:
         """
         cache, prefill = cache_bytes(config, tokens, itemsize), prefill_bytes(config, prompt or tokens, itemsize)
         return cls(tokens, weights, cache, prefill, memory_limit())
+
+    def beside(self, other: Memory) -> Memory:
+        """What both take together, if they never read at the same time."""
+        weights, cache = self.weights + other.weights, self.cache + other.cache
+        return replace(self, weights=weights, cache=cache, prefill=max(self.prefill, other.prefill))
 
     @property
     def total(self) -> int:

@@ -69,6 +69,33 @@ def test_the_record_has_text_tokens_and_stats(loaded: mm.LLM, capsys: pytest.Cap
     assert err == ""
 
 
+def test_a_draft_that_is_no_model_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["generate", "-m", str(GOLDEN / "window"), "--draft", "ngrams", "--raw", "Hello"]
+    assert "There is no model" in failed(argv, capsys)
+
+
+def test_what_was_drafted_is_in_the_record_and_the_figures(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: dict[str, Any] = {}
+    stats = mm.Stats(1, 0, 4, 0.1, 1.0, 1.0, 1, 1, 1234, 1000)
+
+    class Drafting:
+        instruct = False
+
+        def stream(self, *_: Any, **__: Any) -> list[mm.Chunk]:
+            return [mm.Chunk("four", tokens=[1, 2, 3, 4], finish_reason="stop", stats=stats)]
+
+    monkeypatch.setattr("mistral_mlx.llm.load", lambda model, **options: asked.update(options) or Drafting())
+    assert cli.main(["generate", "-m", "7b", "--draft", "ngram", "--json", "a"]) == 0
+    record = json.loads(capsys.readouterr().out)["stats"]
+    assert (record["drafted_tokens"], record["accepted_tokens"]) == (1234, 1000)
+    assert asked["draft"] == "ngram"
+    assert cli.main(["generate", "-m", "7b", "--draft", "small", "a"]) == 0
+    assert "1,000 of 1,234 drafted right" in capsys.readouterr().err
+    assert asked["draft"] == "small"
+
+
 def test_a_drawn_seed_is_told_and_gives_the_text_again(loaded: mm.LLM, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["generate", "-m", "demo", "--json", "-t", "1.5", "--max-tokens", "8", "Tell me a story"]
     cli.main(argv)

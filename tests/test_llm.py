@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -19,6 +20,8 @@ from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 
 import mistral_mlx as mm
+from mistral_mlx.engine.prefix import Prefixes
+from mistral_mlx.engine.speculative import LENGTHS, Pace
 from mistral_mlx.model.transformer import Transformer
 from mistral_mlx.models import resolve
 from mistral_mlx.text.files import Text
@@ -275,6 +278,7 @@ def test_a_chat_goes_on_after_a_stop_string(talker: mm.LLM) -> None:
         assert message.ids is not None
         assert talker.decode([1, *message.ids]) == cut.text
         following = chat.send("And?", max_tokens=5)
+        talker.forget()
         fresh = talker.generate(talker.chat_format.encode(chat.messages[:-1]), max_tokens=5)
         assert following.tokens == fresh.tokens
 
@@ -291,6 +295,7 @@ def test_any_stop_token_is_left_out_of_the_history(talker: mm.LLM) -> None:
         assert (answer.finish_reason, answer.tokens[-1]) == ("stop", stop)
         assert chat.messages[-1].ids == tuple(answer.tokens[:-1])
         following = chat.send("And?", max_tokens=3)
+        talker.forget()
         fresh = talker.generate(talker.chat_format.encode(chat.messages[:-1]), max_tokens=3)
         assert following.tokens == fresh.tokens
     finally:
@@ -329,10 +334,16 @@ def test_what_an_option_needs_is_checked_before_anything_runs(golden: mm.LLM) ->
 
 
 def answer_fresh(llm: mm.LLM, messages: list[mm.Message], **options: object) -> list[int]:
-    """What a chat that has read nothing yet says after these messages."""
-    chat = llm.chat()
-    chat.messages = list(messages[:-1])
-    return chat.send(messages[-1].content, **options).tokens
+    """What a chat says after these messages where nothing has been read before."""
+    kept, llm.prefixes = llm.prefixes, Prefixes(llm.model)
+    try:
+        chat = llm.chat()
+        chat.messages = list(messages[:-1])
+        done = chat.send(messages[-1].content, **options)
+    finally:
+        llm.prefixes = kept
+    assert done.stats.reused_tokens == 0
+    return done.tokens
 
 
 @pytest.mark.parametrize("system", [None, "Be brief."])
@@ -390,7 +401,7 @@ def test_an_interrupt_in_the_middle_of_a_step_leaves_a_chat_that_works(
     chat = talker.chat()
     chat.send("hello", max_tokens=5, seed=0)
     last_layer = talker.model.model.layers[-1]
-    monkeypatch.setattr(type(last_layer), "__call__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(type(last_layer), "__call__", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         chat.send("broken off", max_tokens=5, seed=0)
     monkeypatch.undo()
@@ -487,3 +498,158 @@ def test_the_demo_continues_as_transformers_does(demo: mm.LLM) -> None:
         np.testing.assert_allclose(demo.logits(ids), logits, atol=2e-3)
         ours = demo.generate(ids, max_tokens=40).tokens
         assert ours == expected[: len(ours)]
+
+
+# ---- drafts -----------------------------------------------------------------------------------------------------
+
+
+class Eager(Pace):
+    """Feeds as much as it may, whatever it costs here."""
+
+    def choose(self, room: int) -> tuple[int, int]:
+        return max(n for n in LENGTHS if n <= room), 1
+
+
+one_talker = pytest.mark.parametrize("talker", ["v3"], indirect=True)
+
+
+@pytest.fixture(params=["ngram", "itself", "another"])
+def drafting(request: pytest.FixtureRequest, talker: mm.LLM, monkeypatch: pytest.MonkeyPatch) -> Iterator[mm.LLM]:
+    """The talker with a draft, which it always uses."""
+    monkeypatch.setattr("mistral_mlx.llm.Pace", Eager)
+    other = bare(make_model(9, vocab_size=talker.config.vocab_size, num_hidden_layers=1))
+    talker.draft = {"ngram": "ngram", "itself": talker, "another": other}[request.param]
+    yield talker
+    talker.draft = None
+
+
+def without_draft(llm: mm.LLM, prompt: str, **options: Any) -> mm.Completion:
+    draft, llm.draft = llm.draft, None
+    done = llm.generate(prompt, **options)
+    llm.draft = draft
+    return done
+
+
+@one_talker
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 3, "logprobs": 2, "repetition_penalty": 1.2}])
+def test_a_draft_changes_no_answer(drafting: mm.LLM, options: dict[str, Any]) -> None:
+    done = drafting.generate("Hello there", max_tokens=20, **options)
+    plain = without_draft(drafting, "Hello there", max_tokens=20, **options)
+    assert (done.tokens, done.text, done.finish_reason) == (plain.tokens, plain.text, plain.finish_reason)
+    np.testing.assert_allclose(done.logprobs, plain.logprobs, atol=1e-4)
+    assert (plain.stats.drafted_tokens, plain.stats.accepted_tokens) == (0, 0)
+    assert done.stats.accepted_tokens <= done.stats.drafted_tokens
+    if drafting.draft is drafting:
+        assert done.stats.accepted_tokens == done.stats.drafted_tokens > 14
+
+
+@one_talker
+def test_a_stop_token_and_a_stop_string_end_a_round(drafting: mm.LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = without_draft(drafting, "Hello there", max_tokens=14, temperature=1.0, seed=3)
+    options: dict[str, Any] = {"max_tokens": 14, "temperature": 1.0, "seed": 3}
+    stop = plain.text[len(plain.text) // 2 :][:3]
+    done = drafting.generate("Hello there", stop=stop, **options)
+    again = without_draft(drafting, "Hello there", stop=stop, **options)
+    assert (done.text, done.tokens, done.finish_reason) == (again.text, again.tokens, "stop")
+    assert done.stats.accepted_tokens < done.stats.completion_tokens
+    end = plain.tokens[5]
+    monkeypatch.setattr(mm.LLM, "stop_ids", frozenset({end}))
+    done = drafting.generate("Hello there", **options)
+    assert done.tokens == plain.tokens[: plain.tokens.index(end) + 1]
+    assert done.finish_reason == "stop"
+
+
+@one_talker
+def test_a_chat_with_drafts_is_the_chat_without(drafting: mm.LLM) -> None:
+    """Left in the middle of an answer, cancelled, and answered anew: each turn reads and says what it would have."""
+
+    def talk() -> list[Any]:
+        drafting.forget()
+        chat, said, cancel = drafting.chat(), [], Event()
+        options: dict[str, Any] = {"temperature": 1.0, "seed": 5, "max_tokens": 9}
+        for turn in ("Hello", "And then?"):
+            said.append(chat.send(turn, **options))
+        for i, _ in enumerate(chat.stream("Go on", **options)):
+            if i == 4:
+                break
+        for i, _ in enumerate(chat.stream("Go on", **options, cancel=cancel)):
+            if i == 6:
+                cancel.set()
+        said += [chat.regenerate(**{**options, "seed": 6}), chat.send("Bye", **options)]
+        return [[(c.tokens, c.text, c.stats.prompt_tokens, c.stats.reused_tokens) for c in said], chat.messages]
+
+    with_drafts = talk()
+    drafting.draft = None
+    assert with_drafts == talk()
+
+
+@one_talker
+def test_an_answer_that_is_held_to_a_form_comes_without_drafts(drafting: mm.LLM) -> None:
+    done = drafting.generate("Hello", regex="(ab)+c", max_tokens=20)
+    assert done.stats.drafted_tokens == 0
+    assert done.tokens == without_draft(drafting, "Hello", regex="(ab)+c", max_tokens=20).tokens
+
+
+@one_talker
+def test_answers_that_are_read_in_turn_do_not_disturb_each_other(drafting: mm.LLM) -> None:
+    """Two streams share the draft model."""
+    options: dict[str, Any] = {"max_tokens": 12, "temperature": 0.9}
+    streams = [drafting.stream(text, seed=seed, **options) for seed, text in enumerate(("Hello", "Good evening"))]
+    tokens: list[list[int]] = [[], []]
+    for pair in zip(*streams, strict=False):
+        for said, chunk in zip(tokens, pair, strict=True):
+            said += chunk.tokens
+    for seed, text in enumerate(("Hello", "Good evening")):
+        plain = without_draft(drafting, text, seed=seed, **options).tokens
+        assert tokens[seed] == plain[: len(tokens[seed])]
+
+
+def test_a_draft_is_named_when_loading(tmp_path: Path) -> None:
+    assert mm.load(GOLDEN / "window").draft is None
+    assert mm.load(GOLDEN / "window", draft="ngram").draft == "ngram"
+    llm = mm.load(GOLDEN / "window", draft=GOLDEN / "mix")
+    assert isinstance(llm.draft, mm.LLM)
+    assert (
+        llm.generate(PROMPT, max_tokens=30).tokens == mm.load(GOLDEN / "window").generate(PROMPT, max_tokens=30).tokens
+    )
+
+
+def test_what_is_no_draft_is_refused(golden: mm.LLM) -> None:
+    for wrong in ("ngrams", 3, True, ""):
+        with pytest.raises(mm.InputError, match="draft is") as error:
+            golden.draft = wrong  # type: ignore[assignment]
+        assert '"ngram"' in error.value.hint
+    with pytest.raises(mm.InputError, match="The draft model knows 64 tokens, and the model 96"):
+        golden.draft = bare(make_model())
+    assert golden.draft is None
+    with pytest.raises(mm.InputError, match="There is no model"):
+        mm.load(GOLDEN / "window", draft="ngrams")
+
+
+def test_the_memory_of_a_draft_model_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, draft = mm.load(GOLDEN / "window"), mm.load(GOLDEN / "full")
+    alone, beside = model.memory(1000), draft.memory(256)  # which is all that the draft model attends to
+    model.draft = draft
+    both = model.memory(1000)
+    assert (both.weights, both.cache) == (alone.weights + beside.weights, alone.cache + beside.cache)
+    monkeypatch.setattr("mistral_mlx.memory.memory_limit", lambda: both.total - 1)
+    with pytest.raises(mm.OutOfMemoryError, match="1,000 tokens take"):
+        model.generate([5] * 999, max_tokens=1)
+    model.draft = None
+    model.generate([5] * 999, max_tokens=1)
+    room = model.memory(256).total + 1
+    monkeypatch.setattr("mistral_mlx.memory.memory_limit", lambda: room)
+    with pytest.raises(mm.OutOfMemoryError, match="does not fit"):
+        mm.load(GOLDEN / "window", draft=GOLDEN / "full")
+
+
+def test_the_demo_answers_alike_with_a_draft(demo: mm.LLM) -> None:
+    text = "one two three four five one two three four five one two"
+    plain = demo.generate(text, max_tokens=10)
+    demo.draft = "ngram"
+    try:
+        done = demo.generate(text, max_tokens=10)
+    finally:
+        demo.draft = None
+    assert done.tokens == plain.tokens
+    assert done.stats.accepted_tokens > 0

@@ -30,6 +30,11 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="tokens that each one sees, or none for all; none,4096 repeats over the layers",
     )
+    group.add_argument(
+        "--draft",
+        metavar="DRAFT",
+        help="guess tokens ahead, for the same answer sooner: ngram, or a smaller model with the same vocabulary",
+    )
     group.add_argument("--wired", action="store_true", help="keep the model's memory resident (macOS 15 and newer)")
 
 
@@ -38,7 +43,10 @@ def loading(arguments: argparse.Namespace) -> dict[str, Any]:
     options: dict[str, Any] = {
         "dtype": arguments.dtype,
         "wired": arguments.wired,
-        "progress": fetching(arguments.model),
+        "draft": arguments.draft,
+        "progress": fetching(
+            arguments.model if arguments.draft in (None, "ngram") else f"{arguments.model} or {arguments.draft}"
+        ),
     }
     if arguments.window is not None:
         options["window"] = window(arguments.window)

@@ -160,10 +160,11 @@ def _echo(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
 
 
 def _figures(stats: Stats, finish_reason: str) -> str:
+    drafts = f"{stats.accepted_tokens:,} of {stats.drafted_tokens:,} drafted right, " if stats.drafted_tokens else ""
     return (
         f"{stats.prompt_tokens:,} tokens read at {stats.prompt_tps:.1f}/s, {stats.completion_tokens:,} written at "
         f"{stats.decode_tps:.1f}/s ({finish_reason}), first after {stats.ttft_s:.2f} s, "
-        f"cache {size(stats.cache_bytes)}"
+        f"{drafts}cache {size(stats.cache_bytes)}"
     )
 
 

@@ -106,12 +106,17 @@ class Row:
         if self._constraint is not None:
             self._constraint.accept(token)
 
+    def copy(self) -> Row:
+        """A row in the same state that goes its own way; it has no constraint."""
+        row = copy(self)
+        row._penalties = copy(row._penalties)
+        return row
+
     def assuming(self, tokens: Sequence[int]) -> list[Row]:
         """This row, and as it would be after each of the tokens; it has no constraint."""
         rows = [self]
         for token in tokens:
-            row = copy(rows[-1])
-            row._penalties = copy(row._penalties)
+            row = rows[-1].copy()
             row.follow(mx.array(token))
             rows.append(row)
         return rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import mlx.core as mx
 
@@ -88,12 +88,8 @@ def decode(
     *,
     constraint: Constraint | None = None,
     cancelled: Cancelled | None = None,
-) -> Iterator[Token]:
+) -> Generator[Token]:
     """Generate from where the cache stands, up to `max_tokens` tokens.
-
-    While a token is computed, Python already builds the step that feeds it to the model; but that step starts only when
-    the next token is asked for. So whoever stops after a stop token has not paid for a step past it, and finds the
-    cache standing before that token; and no two steps hold the cache at once, for then MLX would copy it.
 
     Args:
         logits: (vocab,), of the first token to generate.
@@ -105,9 +101,31 @@ def decode(
         WeightsError: the logits are not numbers.
     """
     row = Row(params, prompt, logits.shape[-1], cache.position, constraint)
-    logits = logits[None]
-    step: Stepped | None = None
-    for left in range(params.max_tokens, 0, -1):
+    return steps(model, logits[None], cache, row, params.max_tokens, cancelled=cancelled)
+
+
+def steps(
+    model: Transformer,
+    start: mx.array | Stepped,
+    cache: Cache,
+    row: Row,
+    count: int,
+    *,
+    cancelled: Cancelled | None = None,
+) -> Generator[Token]:
+    """Generate up to `count` tokens, one a step; arguments and errors as for `decode`.
+
+    While a token is computed, Python already builds the step that feeds it to the model; but that step starts only when
+    the next token is asked for. So whoever stops after a stop token has not paid for a step past it, and finds the
+    cache standing before that token; and no two steps hold the cache at once, for then MLX would copy it.
+
+    Args:
+        start: the logits (1, vocab) of the first token, or the step that will compute them.
+        row: how they are chosen; it follows them.
+    """
+    logits, step = (start.logits[:, -1], start) if isinstance(start, Stepped) else (start, None)
+    del start  # whoever holds a step holds the cache that it made
+    for left in range(count, 0, -1):
         if cancelled and cancelled():
             return
         if step is not None:

@@ -17,7 +17,8 @@ import mlx.core as mx
 
 from mistral_mlx.model.cache import Cache, Span, step_mask
 
-# Compiled functions kept; a sequence goes through its shapes in order and seldom returns to one.
+# Compiled functions kept; a sequence goes through its shapes in order and seldom returns to one. Speculation feeds
+# four lengths, the longer of which reach the next stretch of slots before the shorter.
 _KEPT = 8
 
 

@@ -75,7 +75,7 @@ class Decoder(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def __call__(self, ids: mx.array, cache: Cache | None = None, *, last_only: bool = False) -> mx.array:
-        """The normed stream (B, T, hidden), or (B, 1, hidden) of the last position, for which the last layer suffices."""
+        """The normed stream (B, T, hidden), or of the last position (B, 1, hidden), which takes less work."""
         length = ids.shape[1]
         masks = cache.masks(length) if cache else [window_mask(length, length, w) for w in self.config.windows]
         caches = cache.layers if cache else [None] * len(self.layers)
