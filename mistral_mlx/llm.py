@@ -23,7 +23,7 @@ from mistral_mlx.chat import Chat
 from mistral_mlx.completion import Chunk, Completion
 from mistral_mlx.config import ModelConfig
 from mistral_mlx.engine.choice import Token
-from mistral_mlx.engine.decode import PREFILL_CHUNK, Progress, decode, prefill
+from mistral_mlx.engine.decode import PREFILL_CHUNK, Progress, ReadingPace, decode, prefill
 from mistral_mlx.engine.prefix import Prefixes
 from mistral_mlx.engine.sampling import SamplingParams
 from mistral_mlx.engine.score import score, whole_logits
@@ -69,6 +69,7 @@ class LLM:
         self.config: ModelConfig = model.config
         self.instruct = text.instruct
         self.prefixes = Prefixes(model)
+        self._pace = ReadingPace()
         self._tokenizer = text.tokenizer
         self._chat_format = text.chat_format
         self.draft = None
@@ -170,7 +171,7 @@ class LLM:
         Args:
             prompt: plain text, which gets a BOS where the model has one, or token ids, which are used as they are.
             cancel: once set, generation ends with finish_reason "cancelled": before the next token, or while the
-                prompt is read before its next 512.
+                prompt is read before its next piece, which takes about 0.15 s if cancel is given.
             progress: told (tokens read, all tokens) while the prompt is read.
             sampling: fields of SamplingParams.
 
@@ -350,8 +351,11 @@ class LLM:
         own = frozenset() if isinstance(self._tokenizer, TokenizerError) else self._tokenizer.stop_ids
         return own | set(self.config.eos_token_ids)
 
-    def check_room(self, prompt: int, max_tokens: int) -> None:
+    def check_room(self, prompt: int, max_tokens: int) -> Memory:
         """Refuse what the model cannot attend to, or this machine cannot hold, before anything is allocated.
+
+        Returns:
+            What prompt and answer will take.
 
         Raises:
             ContextError, OutOfMemoryError
@@ -366,7 +370,7 @@ class LLM:
         memory = self.memory(tokens, prompt)
         if not memory.fits:
             raise OutOfMemoryError(f"{memory}.", "Shorten the prompt or lower max_tokens.")
-        self.prefixes.make_room(memory.limit - memory.total)
+        return memory
 
     def forget(self) -> None:
         """Let go of what was read and said before: the next prompt is read whole."""
@@ -438,10 +442,15 @@ class LLM:
         cancelled: Callable[[], bool] | None = cancel.is_set if cancel else None
         params = self._within_context(params, len(ids))
         answer = Answer(params, self.stop_ids, reply, constraint, begun)
+        memory = self.check_room(len(ids), params.max_tokens)
         cache, reused = self.prefixes.take(ids)
+        self.prefixes.make_room(memory.limit - memory.total)
         said, pace = list(ids), Pace(self._seconds)
         try:
-            logits = prefill(self.model, ids[reused:], cache, progress=progress, cancelled=cancelled)
+            logits = prefill(
+                self.model, ids[reused:], cache, chunk=memory.chunk,
+                pace=self._pace if cancel else None, progress=progress, cancelled=cancelled,
+            )  # fmt: skip
             if logits is not None:
                 tokens = self._tokens(logits, cache, params, ids, constraint, pace, cancelled)
                 for token in tokens:

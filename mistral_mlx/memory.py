@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from mistral_mlx.backend import memory_limit
 from mistral_mlx.config import ModelConfig
-from mistral_mlx.engine.decode import prefill_bytes
+from mistral_mlx.engine.decode import fitting_chunk, prefill_bytes
 from mistral_mlx.model.cache import cache_bytes
 
 
@@ -20,6 +20,7 @@ class Memory:
         cache: keys and values of that many tokens.
         prefill: the most that reading a prompt takes beside these, and gives back.
         limit: what this machine has for all of it.
+        chunk: tokens of the prompt that are read at a time: fewer where memory is short.
     """
 
     tokens: int
@@ -27,6 +28,7 @@ class Memory:
     cache: int
     prefill: int
     limit: int
+    chunk: int
 
     @classmethod
     def predict(
@@ -39,8 +41,10 @@ class Memory:
             prompt: how many of the tokens are read at the beginning; all of them, if it is not said.
             itemsize: bytes of a number in activations, keys and values.
         """
-        cache, prefill = cache_bytes(config, tokens, itemsize), prefill_bytes(config, prompt or tokens, itemsize)
-        return cls(tokens, weights, cache, prefill, memory_limit())
+        prompt, limit = prompt or tokens, memory_limit()
+        cache = cache_bytes(config, tokens, itemsize)
+        chunk = fitting_chunk(config, prompt, itemsize, limit - weights - cache)
+        return cls(tokens, weights, cache, prefill_bytes(config, prompt, itemsize, chunk), limit, chunk)
 
     def beside(self, other: Memory) -> Memory:
         """What both take together, if they never read at the same time."""

@@ -298,10 +298,10 @@ def test_a_result_that_is_too_long_is_told_as_such(talkers: Talkers, monkeypatch
 
     check = llm.check_room
 
-    def narrow(prompt: int, max_tokens: int) -> None:
+    def narrow(prompt: int, max_tokens: int) -> Any:
         if prompt > 1000:
             raise mm.ContextError("too long")
-        check(prompt, max_tokens)
+        return check(prompt, max_tokens)
 
     monkeypatch.setattr(llm, "check_room", narrow)
     Script(monkeypatch, [calling(llm.tokenizer, ("abcDE1234", "book", "{}")), [*llm.tokenizer.encode("ok"), 2]])

@@ -78,9 +78,12 @@ def test_what_is_no_length_is_refused(tokens: object) -> None:
 
 def test_a_prompt_that_would_not_fit_is_refused_with_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     llm = mm.load(GOLDEN / "window")
-    room = llm.memory(300).total
-    monkeypatch.setattr("mistral_mlx.memory.memory_limit", lambda: room)
-    llm.generate([5] * 299, max_tokens=1)
+    whole = llm.memory(600)
+    monkeypatch.setattr("mistral_mlx.memory.memory_limit", lambda: whole.total - 1)
+    assert llm.memory(600).fits  # read in smaller pieces
+    assert llm.memory(600).chunk < whole.chunk
+    llm.generate([5] * 599, max_tokens=1)
+    monkeypatch.setattr("mistral_mlx.memory.memory_limit", lambda: whole.weights + whole.cache)
     with pytest.raises(mm.OutOfMemoryError, match=r"weights.*keys and values.*to read") as error:
         llm.generate([5] * 600, max_tokens=1)
     assert "max_tokens" in error.value.hint

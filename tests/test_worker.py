@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import subprocess
 import sys
 import time
@@ -460,11 +461,15 @@ def test_a_model_gives_on_the_worker_what_it_gives_here(host: tuple[Worker, mm.L
         assert messages[0] == Started(job)
         assert messages[-1] == Done(job, None)
         items = [m.item for m in messages if isinstance(m, Item)]
-        assert [(c.text, c.tokens, c.logprobs, c.finish_reason) for c in items] == [
-            (c.text, c.tokens, c.logprobs, c.finish_reason) for c in chunks
+        assert [(c.text, c.tokens, c.finish_reason) for c in items] == [
+            (c.text, c.tokens, c.finish_reason) for c in chunks
         ]
+        # A prompt that may be cancelled is read in other pieces.
+        logprobs = [[p for c in some for p in c.logprobs] for some in (items, chunks)]
+        assert logprobs[0] == pytest.approx(logprobs[1], abs=1e-5)
         assert len(items) > 5
-        assert [(m.done, m.total) for m in messages if isinstance(m, Progress)] == read
+        told = [(m.done, m.total) for m in messages if isinstance(m, Progress)]
+        assert (told[0], told[-1]) == (read[0], read[-1])
 
 
 def test_a_cancel_takes_effect_at_the_next_step(host: tuple[Worker, mm.LLM]) -> None:
@@ -504,7 +509,10 @@ def test_a_cancelled_prompt_is_not_read_to_its_end(host: tuple[Worker, mm.LLM]) 
         worker,
         lambda job: llm.stream([3] * 5000, cancel=job.cancelled, progress=lambda *done: progress(job, *done)),
     )
-    assert [m.done for m in messages if isinstance(m, Progress)] == [0, 512, 1024]
+    told = [m.done for m in messages if isinstance(m, Progress)]
+    assert all(0 < after - before <= 512 for before, after in itertools.pairwise(told))
+    assert told[0] == 0
+    assert 1024 <= told[-1] < 1024 + 512
     last, end = messages[-2:]
     assert (last.item.finish_reason, last.item.stats.completion_tokens) == ("cancelled", 0)
     assert end == Cancelled(last.job)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from time import perf_counter
 
 import mlx.core as mx
 
@@ -14,9 +15,10 @@ from mistral_mlx.model.cache import Cache
 from mistral_mlx.model.step import Stepped
 from mistral_mlx.model.transformer import Transformer
 
-# Large enough to keep a GPU busy, small enough that a mask and its scores stay in the tens of megabytes and that
-# a cancelled prompt stops soon.
+# Large enough to keep a GPU busy, small enough that a mask and its scores stay in the tens of megabytes.
 PREFILL_CHUNK = 512
+# Where memory or patience is short.
+_SMALLEST_CHUNK = 16
 
 # Where MLX's GPU attention keeps no scores (mlx, scaled_dot_product_attention.cpp).
 _FUSED_HEAD_DIMS = (64, 80, 128)
@@ -25,19 +27,41 @@ Progress = Callable[[int, int], None]
 Cancelled = Callable[[], bool]
 
 
+class ReadingPace:
+    """How many tokens of a prompt to read at a time where somebody waits: what takes about `seconds`.
+
+    It learns from chunk to chunk and from prompt to prompt. The logits do not depend on it, but for rounding.
+    """
+
+    def __init__(self, seconds: float = 0.15) -> None:
+        self.chunk = 64  # until it is known better
+        self._seconds = seconds
+
+    def took(self, tokens: int, seconds: float) -> None:
+        """Take note of a chunk; the short rest of a prompt says nothing."""
+        if tokens < self.chunk:
+            return
+        if seconds > self._seconds:
+            self.chunk = max(_SMALLEST_CHUNK, self.chunk // 2)
+        elif seconds < 0.4 * self._seconds:  # twice as many will not be too many
+            self.chunk = min(PREFILL_CHUNK, 2 * self.chunk)
+
+
 def prefill(
     model: Transformer,
     ids: Sequence[int],
     cache: Cache,
     *,
     chunk: int = PREFILL_CHUNK,
+    pace: ReadingPace | None = None,
     progress: Progress | None = None,
     cancelled: Cancelled | None = None,
 ) -> mx.array | None:
     """Read `ids`, at least one, into the cache.
 
     Args:
-        chunk: tokens read at a time; the result does not depend on it.
+        chunk: tokens read at a time, at most; the result does not depend on it.
+        pace: says how many, where somebody waits for progress or may cancel.
         progress: told (tokens read, all tokens) before the first chunk and after each.
         cancelled: asked before each chunk; once it says yes, nothing more is read.
 
@@ -46,18 +70,30 @@ def prefill(
     """
     if progress:
         progress(0, len(ids))
-    logits = None
-    for start in range(0, len(ids), chunk):
+    logits, done = None, 0
+    while done < len(ids):
         if cancelled and cancelled():
             return None
-        piece = mx.array([ids[start : start + chunk]])
-        logits = model(piece, cache, last_only=True)
-        done = min(start + chunk, len(ids))
+        began = perf_counter()
+        piece = ids[done : done + min(chunk, pace.chunk if pace else chunk)]
+        logits = model(mx.array([piece]), cache, last_only=True)
+        done += len(piece)
         # Nothing asks for the logits of the chunks before the last, so the output matrix is not touched for them.
         mx.eval(cache.arrays(), *([logits] if done == len(ids) else []))
+        if pace:
+            pace.took(len(piece), perf_counter() - began)
         if progress:
             progress(done, len(ids))
+    mx.clear_cache()  # what decoding has no use for
     return None if logits is None else logits[0, -1]
+
+
+def fitting_chunk(config: ModelConfig, tokens: int, itemsize: int, free: int) -> int:
+    """The most tokens to read at a time for `prefill` to take at most `free` bytes, or the fewest that make sense."""
+    chunk = PREFILL_CHUNK
+    while chunk > _SMALLEST_CHUNK and prefill_bytes(config, tokens, itemsize, chunk) > free:
+        chunk //= 2
+    return chunk
 
 
 def prefill_bytes(config: ModelConfig, tokens: int, itemsize: int, chunk: int = PREFILL_CHUNK) -> int:

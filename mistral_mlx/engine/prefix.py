@@ -18,6 +18,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
+from mistral_mlx.backend import memory_limit
 from mistral_mlx.errors import InputError
 from mistral_mlx.model.cache import Cache, LayerState, bytes_per_slot, cache_bytes
 from mistral_mlx.model.transformer import Transformer
@@ -49,12 +50,16 @@ class Prefixes:
         """Nothing yet.
 
         Args:
-            max_bytes: by default those of one cache whose windows are full, or of 4,096 tokens.
+            max_bytes: by default those of one cache whose windows are full, or of 4,096 tokens; but no more than half
+                of what this machine has left beside weights and such a cache.
         """
         self._model = model
         config, size = model.config, model.dtype.size
         usual = max((window for window in config.windows if window), default=4096)
-        self.max_bytes = cache_bytes(config, usual, size) if max_bytes is None else max_bytes
+        if max_bytes is None:
+            max_bytes = cache_bytes(config, usual, size)
+            max_bytes = max(0, min(max_bytes, (memory_limit() - model.nbytes - max_bytes) // 2))
+        self.max_bytes = max_bytes
         windowed = sum(window is not None for window in config.windows)
         self._log = self.max_bytes // (windowed * bytes_per_slot(config, size)) if windowed else 0
         self._entries: list[_Entry] = []  # the least recently used first
