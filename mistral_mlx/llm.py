@@ -27,6 +27,7 @@ from mistral_mlx.errors import ContextError, InputError, OutOfMemoryError, Token
 from mistral_mlx.memory import Memory
 from mistral_mlx.model.cache import Cache
 from mistral_mlx.model.fusion import fuse
+from mistral_mlx.model.packing import Packing
 from mistral_mlx.model.transformer import Transformer
 from mistral_mlx.models import Window, change_window, consequence, resolve
 from mistral_mlx.text.chat import ChatFormat
@@ -308,7 +309,8 @@ class LLM:
         limit = self.config.context_length
         if limit is not None and tokens > limit:
             raise ContextError(f"This model attends to at most {limit:,} tokens, not {tokens:,}.", "Ask for fewer.")
-        return Memory.predict(self.config, self.model.nbytes, tokens, self.model.dtype.size, prompt)
+        model = self.model
+        return Memory.predict(self.config, model.nbytes, tokens, model.dtype.size, prompt, model.packing)
 
     def run(
         self,
@@ -381,6 +383,7 @@ def load(
     *,
     dtype: str | None = None,
     window: Window = "config",
+    kv_bits: int | None = None,
     wired: bool = False,
     progress: Progress | None = None,
 ) -> LLM:
@@ -393,6 +396,8 @@ def load(
             the CPU backend, where they are expanded by default. On a GPU they always stay packed.
         window: instead of the model's own: tokens that each one sees, itself included; None for full attention; or a
             list of these that repeats over the layers. It says what that changes.
+        kv_bits: 8 or 4 to keep keys and values quantized, in a half or a quarter of bfloat16's bytes, and a little for
+            scales. What reads no cache, `logits`, is the model itself.
         wired: keep the model's memory resident for as long as the process lives. macOS 15 and newer; it can be faster
             for models nearly as large as the memory, and less memory is left to everything else.
         progress: told (bytes there, all bytes) while the model is fetched, instead of bars on stderr.
@@ -406,8 +411,9 @@ def load(
         if meaning := consequence(checkpoint.config, config):
             log.warning(meaning)
         checkpoint = replace(checkpoint, config=config)
+    packing = Packing.of(kv_bits, checkpoint.config.head_dim)
     plan = plan_loading(checkpoint, dtype)
-    memory = Memory.predict(checkpoint.config, plan.nbytes, _LEAST_TOKENS, plan.dtype.size)
+    memory = Memory.predict(checkpoint.config, plan.nbytes, _LEAST_TOKENS, plan.dtype.size, packing=packing)
     if not memory.fits:
         raise OutOfMemoryError(f"{checkpoint.path} does not fit: {memory}.", "Use a smaller or a quantized model.")
     if wired and not wire_memory():
@@ -415,4 +421,5 @@ def load(
     text = open_text(checkpoint.path, checkpoint.metadata, checkpoint.config.vocab_size)
     transformer = load_model(checkpoint, dtype)
     fuse(transformer)
+    transformer.packing = packing
     return LLM(transformer, text)
