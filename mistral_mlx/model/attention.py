@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
+from mistral_mlx.backend import on_gpu
 from mistral_mlx.config import ModelConfig
 from mistral_mlx.model.cache import LayerCache, Mask
 from mistral_mlx.model.packing import Packed
@@ -63,7 +64,10 @@ def packed_attention(q: mx.array, k: Packed, v: Packed, *, scale: float, mask: m
     """
     batch, heads, length, dim = q.shape
     kv_heads = k.words.shape[1]
-    rows = (q * scale).reshape(batch, kv_heads, -1, dim)  # the queries that share a head: (B, KV, H/KV * T, D)
+    # MLX's CPU backend adds packed products up in their own type, and half precision would lose the answer.
+    wide = q if on_gpu() else q.astype(mx.float32)
+    rows = (wide * scale).reshape(batch, kv_heads, -1, dim)  # the queries that share a head: (B, KV, H/KV * T, D)
     scores = k.multiply(rows, transpose=True).reshape(batch, kv_heads, heads // kv_heads, length, -1)
     weights = mx.softmax(mx.where(mask[:, :, None], scores, -mx.inf), axis=-1, precise=True)
-    return v.multiply(weights.reshape(*rows.shape[:3], -1), transpose=False).reshape(q.shape)
+    out = v.multiply(weights.reshape(*rows.shape[:3], -1), transpose=False)
+    return out.reshape(q.shape).astype(q.dtype)
