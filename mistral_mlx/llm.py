@@ -396,8 +396,8 @@ def load(
             the CPU backend, where they are expanded by default. On a GPU they always stay packed.
         window: instead of the model's own: tokens that each one sees, itself included; None for full attention; or a
             list of these that repeats over the layers. It says what that changes.
-        kv_bits: 8 or 4 to keep keys and values quantized, in a half or a quarter of bfloat16's bytes, and a little for
-            scales. What reads no cache, `logits`, is the model itself.
+        kv_bits: 8 or 4 to keep keys and values quantized, in about a half or a quarter of bfloat16's bytes. `logits`,
+            which needs no cache, stays as it is.
         wired: keep the model's memory resident for as long as the process lives. macOS 15 and newer; it can be faster
             for models nearly as large as the memory, and less memory is left to everything else.
         progress: told (bytes there, all bytes) while the model is fetched, instead of bars on stderr.
