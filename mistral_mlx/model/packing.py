@@ -2,8 +2,8 @@
 
 A number x of a group is stored as round((x - bias) / scale), in words of 32 bits, as in mlx-lm's QuantizedKVCache. Each
 token is packed on its own, and all that attention ever sees of it is what was stored, in its own chunk too. So a layer
-gives the same however a text is cut, but for numbers halfway between two steps: sums in another order may round those the
-other way, and later layers see it.
+gives the same however a text is cut, but for numbers halfway between two steps: sums in another order may round those
+the other way, and later layers see it.
 """
 
 from __future__ import annotations
