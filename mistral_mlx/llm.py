@@ -32,6 +32,7 @@ from mistral_mlx.errors import ContextError, InputError, OutOfMemoryError, Token
 from mistral_mlx.memory import Memory
 from mistral_mlx.model.cache import Cache
 from mistral_mlx.model.fusion import fuse
+from mistral_mlx.model.packing import Packing
 from mistral_mlx.model.transformer import Transformer
 from mistral_mlx.models import Window, change_window, consequence, resolve
 from mistral_mlx.text.chat import ChatFormat
@@ -417,7 +418,8 @@ class LLM:
         limit = self.config.context_length
         if limit is not None and tokens > limit:
             raise ContextError(f"This model attends to at most {limit:,} tokens, not {tokens:,}.", "Ask for fewer.")
-        memory = Memory.predict(self.config, self.model.nbytes, tokens, self.model.dtype.size, prompt)
+        model = self.model
+        memory = Memory.predict(self.config, model.nbytes, tokens, model.dtype.size, prompt, model.packing)
         return _beside_draft(memory, self.draft, prompt)
 
     def run(
@@ -497,6 +499,7 @@ def load(
     *,
     dtype: str | None = None,
     window: Window = "config",
+    kv_bits: int | None = None,
     wired: bool = False,
     draft: str | Path | None = None,
     progress: Progress | None = None,
@@ -510,6 +513,8 @@ def load(
             the CPU backend, where they are expanded by default. On a GPU they always stay packed.
         window: instead of the model's own: tokens that each one sees, itself included; None for full attention; or a
             list of these that repeats over the layers. It says what that changes.
+        kv_bits: 8 or 4 to keep keys and values quantized, in about a half or a quarter of bfloat16's bytes. `logits`,
+            which needs no cache, stays as it is.
         wired: keep the model's memory resident for as long as the process lives. macOS 15 and newer; it can be faster
             for models nearly as large as the memory, and less memory is left to everything else.
         draft: "ngram", or a smaller model with the same vocabulary, named as `model` is: what guesses the next tokens,
@@ -525,9 +530,10 @@ def load(
         if meaning := consequence(checkpoint.config, config):
             log.warning(meaning)
         checkpoint = replace(checkpoint, config=config)
+    packing = Packing.of(kv_bits, checkpoint.config.head_dim)
     plan = plan_loading(checkpoint, dtype)
     helper = None if draft in (None, "ngram") else load(draft, dtype=dtype, progress=progress)
-    memory = Memory.predict(checkpoint.config, plan.nbytes, _LEAST_TOKENS, plan.dtype.size)
+    memory = Memory.predict(checkpoint.config, plan.nbytes, _LEAST_TOKENS, plan.dtype.size, packing=packing)
     memory = _beside_draft(memory, helper, None)
     if not memory.fits:
         raise OutOfMemoryError(f"{checkpoint.path} does not fit: {memory}.", "Use a smaller or a quantized model.")
@@ -536,6 +542,7 @@ def load(
     text = open_text(checkpoint.path, checkpoint.metadata, checkpoint.config.vocab_size)
     transformer = load_model(checkpoint, dtype)
     fuse(transformer)
+    transformer.packing = packing
     llm = LLM(transformer, text)
     llm.draft = helper or ("ngram" if draft else None)
     return llm
@@ -547,4 +554,5 @@ def _beside_draft(memory: Memory, draft: object, prompt: int | None) -> Memory:
         return memory
     longest = draft.config.context_length or memory.tokens
     tokens, reads = (min(n, longest) for n in (memory.tokens, prompt or memory.tokens))
-    return memory.beside(Memory.predict(draft.config, draft.model.nbytes, tokens, draft.model.dtype.size, reads))
+    model = draft.model
+    return memory.beside(Memory.predict(draft.config, model.nbytes, tokens, model.dtype.size, reads, model.packing))

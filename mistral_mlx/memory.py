@@ -8,6 +8,7 @@ from mistral_mlx.backend import memory_limit
 from mistral_mlx.config import ModelConfig
 from mistral_mlx.engine.decode import fitting_chunk, prefill_bytes
 from mistral_mlx.model.cache import cache_bytes
+from mistral_mlx.model.packing import Packing
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,13 @@ class Memory:
 
     @classmethod
     def predict(
-        cls, config: ModelConfig, weights: int, tokens: int, itemsize: int, prompt: int | None = None
+        cls,
+        config: ModelConfig,
+        weights: int,
+        tokens: int,
+        itemsize: int,
+        prompt: int | None = None,
+        packing: Packing | None = None,
     ) -> Memory:
         """Work it out from the architecture.
 
@@ -40,9 +47,10 @@ class Memory:
             weights: their bytes.
             prompt: how many of the tokens are read at the beginning; all of them, if it is not said.
             itemsize: bytes of a number in activations, keys and values.
+            packing: how keys and values are stored; as they are if None.
         """
         prompt, limit = prompt or tokens, memory_limit()
-        cache = cache_bytes(config, tokens, itemsize)
+        cache = cache_bytes(config, tokens, itemsize, packing=packing)
         chunk = fitting_chunk(config, prompt, itemsize, limit - weights - cache)
         return cls(tokens, weights, cache, prefill_bytes(config, prompt, itemsize, chunk), limit, chunk)
 

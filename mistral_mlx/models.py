@@ -13,6 +13,7 @@ from mistral_mlx.config import ModelConfig
 from mistral_mlx.errors import HubError, InputError
 from mistral_mlx.memory import Memory
 from mistral_mlx.model.cache import cache_bytes
+from mistral_mlx.model.packing import Packing
 from mistral_mlx.text.files import Text, open_text
 from mistral_mlx.weights.checkpoint import IN_FOLDERS, Checkpoint, is_gguf, open_checkpoint, read_config
 from mistral_mlx.weights.formats.gguf import read_header
@@ -184,6 +185,7 @@ class ModelInfo:
         stored_bytes: the weights on disk; None where there is only a configuration.
         loaded_bytes: the weights in memory, as `load` would hold them.
         dtype: the type that it would be computed in.
+        kv_bits: bits of a number in the cache, scales and biases aside; None for those of `dtype`.
         memory: what it takes with a text of 1,024 tokens.
     """
 
@@ -193,15 +195,18 @@ class ModelInfo:
     stored_bytes: int | None
     loaded_bytes: int
     dtype: str
+    kv_bits: int | None
     memory: Memory
     cache: list[CacheRow]
 
 
-def info(model: str | Path, dtype: str | None = None, window: Window = "config") -> ModelInfo:
+def info(
+    model: str | Path, dtype: str | None = None, window: Window = "config", kv_bits: int | None = None
+) -> ModelInfo:
     """Describe a model on this machine; a folder that holds only a config.json or params.json will do.
 
     Args:
-        dtype, window: as for `load`.
+        dtype, window, kv_bits: as for `load`.
 
     Raises:
         MistralError: as `load` would, short of reading the weights.
@@ -213,6 +218,7 @@ def info(model: str | Path, dtype: str | None = None, window: Window = "config")
         checkpoint = open_checkpoint(path)
     plan = plan_loading(checkpoint, dtype)
     config = change_window(checkpoint.config, window)
+    packing = Packing.of(kv_bits, config.head_dim)
     parameters = sum(map(math.prod, expected_shapes(config).values()))
     loaded = plan.nbytes if checkpoint.tensors else parameters * plan.dtype.size
     return ModelInfo(
@@ -222,8 +228,9 @@ def info(model: str | Path, dtype: str | None = None, window: Window = "config")
         stored_bytes=checkpoint.stored_bytes if checkpoint.tensors else None,
         loaded_bytes=loaded,
         dtype=str(plan.dtype).removeprefix("mlx.core."),
-        memory=Memory.predict(config, loaded, _CONTEXTS[0], plan.dtype.size),
-        cache=cache_table(config, plan.dtype.size),
+        kv_bits=kv_bits,
+        memory=Memory.predict(config, loaded, _CONTEXTS[0], plan.dtype.size, packing=packing),
+        cache=cache_table(config, plan.dtype.size, packing),
     )
 
 
@@ -242,13 +249,13 @@ def text_of(model: str | Path, *, progress: hub.Progress | None = None) -> Text:
     return open_text(path.parent if path.is_file() else path, {})
 
 
-def cache_table(config: ModelConfig, itemsize: int) -> list[CacheRow]:
+def cache_table(config: ModelConfig, itemsize: int, packing: Packing | None = None) -> list[CacheRow]:
     """Bytes of the cache at common context lengths, beside what full attention would take."""
     limit = config.context_length
     lengths = [n for n in _CONTEXTS if limit is None or n < limit] + ([] if limit is None else [limit])
     # Without its windows a model would be held to its trained length; the comparison asks what a length costs.
     full = replace(config, sliding_window=None, max_position_embeddings=max(lengths))
-    return [CacheRow(n, cache_bytes(config, n, itemsize), cache_bytes(full, n, itemsize)) for n in lengths]
+    return [CacheRow(n, *(cache_bytes(c, n, itemsize, packing=packing) for c in (config, full))) for n in lengths]
 
 
 def describe_windows(config: ModelConfig) -> str:

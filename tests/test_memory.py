@@ -8,7 +8,9 @@ import mlx.core as mx
 import pytest
 
 import mistral_mlx as mm
+from mistral_mlx import models
 from mistral_mlx.engine.decode import prefill, prefill_bytes
+from mistral_mlx.model.packing import Packing
 from tests.conftest import GOLDEN, make_model
 
 SHAPES: dict[str, tuple[dict[str, Any], int]] = {
@@ -55,6 +57,30 @@ def test_a_model_tells_what_it_takes() -> None:
     assert memory.total == memory.weights + memory.cache + memory.prefill
     assert memory.fits
     assert llm.memory(10**6).cache == llm.memory(10**5).cache  # windows bound it
+
+
+@pytest.mark.parametrize("kv_bits", [8, 4])
+def test_quantized_keys_and_values_are_told_as_they_are(kv_bits: int) -> None:
+    llm, plain = mm.load(GOLDEN / "window", kv_bits=kv_bits), mm.load(GOLDEN / "window")
+    memory = llm.memory(1000)
+    done = llm.generate([5] * 990, max_tokens=10)
+    assert done.stats is not None
+    assert memory.cache == done.stats.cache_bytes < plain.memory(1000).cache / 3
+    assert memory.cache == models.info(GOLDEN / "window", kv_bits=kv_bits).memory.cache
+    assert mx.array_equal(llm.logits([1, 2, 3]), plain.logits([1, 2, 3]))  # they need no cache
+
+
+@pytest.mark.parametrize("shape", ["full, heads of 64", "window", "deep, as many key heads"])
+def test_reading_into_a_quantized_cache_takes_no_more_than_was_told(shape: str) -> None:
+    changes, tokens = SHAPES[shape]
+    model = make_model(vocab_size=1000, max_position_embeddings=8192, **changes)
+    model.packing = Packing.of(4, model.config.head_dim)
+    cache = model.make_cache(tokens)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(prefill(model, [i % 1000 for i in range(tokens)], cache))
+    told = prefill_bytes(model.config, tokens, 4)
+    assert told / 3 < mx.get_peak_memory() - before - cache.nbytes <= told
 
 
 def test_a_long_answer_to_a_short_prompt_takes_little_to_read() -> None:

@@ -131,6 +131,35 @@ def test_a_window_is_typed(typed: str, windows: tuple[int | None, ...], capsys: 
     assert replace(TINY, sliding_window=tuple(window) if isinstance(window, list) else window).windows == windows
 
 
+# ---- keys and values in fewer bits ------------------------------------------------------------------------------
+
+
+def test_a_head_that_cannot_be_packed_is_refused_before_any_weights_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((GOLDEN / "window/config.json").read_text()) | {"head_dim": 48}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "head_dim is 48" in failed(["models", "info", "-m", str(tmp_path), "--kv-bits", "8"], capsys)
+
+
+@pytest.mark.parametrize("command", [["generate", "hello"], ["models", "info"]])
+def test_other_bits_are_refused(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert "kv_bits is 5" in failed([*command, "-m", str(GOLDEN / "window"), "--kv-bits", "5"], capsys)
+
+
+def test_what_is_said_of_a_model_counts_them(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["models", "info", "-m", str(GOLDEN / "configs/mistral-7b-v0.1"), "--dtype", "bfloat16", "--kv-bits", "4"]
+    assert cli.main(argv) == 0
+    assert "cache, 4 bits" in capsys.readouterr().out
+    assert cli.main([*argv, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["kv_bits"] == 4
+    row = 128 // 2 + 2 * 2 * 2  # words, and two scales and biases in bfloat16
+    assert [r["windowed"] for r in record["cache"]] == [32 * 16 * row * n for n in (1024, 4096, 4224, 4224, 4224)]
+    assert [r["full"] for r in record["cache"]] == [32 * 16 * row * r["tokens"] for r in record["cache"]]
+    assert record["memory"]["cache"] == record["cache"][0]["windowed"]
+
+
 # ---- the command ------------------------------------------------------------------------------------------------
 
 

@@ -23,6 +23,16 @@ def test_the_table_of_cache_bytes_is_the_one_that_models_info_prints(capsys: pyt
     assert written == printed
 
 
+def test_the_quantized_cache_takes_the_bytes_that_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["models", "info", "-m", str(GOLDEN / "configs/mistral-7b-v0.1"), "--dtype", "bfloat16", "--kv-bits", "4"]
+    assert cli.main(argv) == 0
+    rows = dict(re.findall(r"^ +([\d,]+) +([\d.]+ \wiB) ", capsys.readouterr().out, re.MULTILINE))
+    said = re.search(r"quantized: ([\d.]+ MiB) for 1,024 tokens and ([\d.]+ MiB) from 8,192 on", README)
+    assert said
+    assert said.groups() == (rows["1,024"], rows["8,192"])
+    assert rows["8,192"] == rows["131,072"]
+
+
 def test_every_linked_file_is_there() -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
     assert links

@@ -35,6 +35,7 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         metavar="DRAFT",
         help="guess tokens ahead, for the same answer sooner: ngram, or a smaller model with the same vocabulary",
     )
+    group.add_argument("--kv-bits", type=int, metavar="N", help="8 or 4: keep keys and values quantized")
     group.add_argument("--wired", action="store_true", help="keep the model's memory resident (macOS 15 and newer)")
 
 
@@ -42,6 +43,7 @@ def loading(arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `add_loading` as options of `llm.load`."""
     options: dict[str, Any] = {
         "dtype": arguments.dtype,
+        "kv_bits": arguments.kv_bits,
         "wired": arguments.wired,
         "draft": arguments.draft,
         "progress": fetching(

@@ -33,6 +33,7 @@ def add_to(commands: Any) -> None:
     add_model(info)
     info.add_argument("--dtype", metavar="TYPE", help="count for float32, float16, bfloat16 or keep")
     info.add_argument("--window", metavar="N", help="count for another window: a number, or none")
+    info.add_argument("--kv-bits", type=int, metavar="N", help="count keys and values in 8 or 4 bits")
     info.add_argument("--json", action="store_true", help="print one JSON record instead of a table")
     info.set_defaults(run=_info)
     pull = actions.add_parser(
@@ -100,7 +101,7 @@ def _info(arguments: argparse.Namespace) -> int:
     from mistral_mlx.models import info
 
     options = {} if arguments.window is None else {"window": window(arguments.window)}
-    found = info(arguments.model, arguments.dtype, **options)
+    found = info(arguments.model, arguments.dtype, kv_bits=arguments.kv_bits, **options)
     if arguments.json:
         memory = asdict(found.memory) | {"total": found.memory.total, "fits": found.memory.fits}
         print(json.dumps(asdict(found) | {"path": str(found.path), "memory": memory}, ensure_ascii=False))
@@ -131,7 +132,8 @@ def _describe(found: ModelInfo) -> str:
         ("this machine", f"{size(memory.limit)} of memory: {verdict}"),
     ]
     lines = [f"{name:<13}{value}" for name, value in rows]
-    lines += ["", f"cache, {found.dtype:<9}{'tokens':>10}{'ours':>14}{'full attention':>18}"]
+    stored_as = f"{found.kv_bits} bits" if found.kv_bits else found.dtype
+    lines += ["", f"cache, {stored_as:<9}{'tokens':>10}{'ours':>14}{'full attention':>18}"]
     lines += [f"{'':<16}{r.tokens:>10,}{size(r.windowed):>14}{size(r.full):>18}" for r in found.cache]
     return "\n".join(lines)
 

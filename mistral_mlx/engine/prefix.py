@@ -57,11 +57,11 @@ class Prefixes:
         config, size = model.config, model.dtype.size
         usual = max((window for window in config.windows if window), default=4096)
         if max_bytes is None:
-            max_bytes = cache_bytes(config, usual, size)
+            max_bytes = cache_bytes(config, usual, size, packing=model.packing)
             max_bytes = max(0, min(max_bytes, (memory_limit() - model.nbytes - max_bytes) // 2))
         self.max_bytes = max_bytes
         windowed = sum(window is not None for window in config.windows)
-        self._log = self.max_bytes // (windowed * bytes_per_slot(config, size)) if windowed else 0
+        self._log = self.max_bytes // (windowed * bytes_per_slot(config, size, model.packing)) if windowed else 0
         self._entries: list[_Entry] = []  # the least recently used first
 
     @property
@@ -179,7 +179,7 @@ class Prefixes:
 
 def fingerprint(model: Transformer) -> str:
     """A hash of the configuration and of all weights, which it reads once."""
-    return _digest(dict(tree_flatten(model.parameters())), repr((model.config, model.dtype)))
+    return _digest(dict(tree_flatten(model.parameters())), repr((model.config, model.dtype, model.packing)))
 
 
 def _digest(arrays: Mapping[str, mx.array], about: str) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
+from mistral_mlx.backend import on_gpu
 from mistral_mlx.config import ModelConfig
 from mistral_mlx.model.cache import LayerCache, Mask
+from mistral_mlx.model.packing import Packed
 from mistral_mlx.model.rope import RotaryEmbedding
 
 
@@ -35,12 +37,13 @@ class Attention(nn.Module):
         qk = rope(qk, cache.position if cache else 0)  # queries and keys turn alike: one kernel
         q, k = qk[:, : self.heads], qk[:, self.heads :]
         if cache:
-            k, v = cache.update(k, v)  # (B, KV, n, D)
+            k, v = cache.update(k, v)  # (B, KV, n, D), in a step perhaps packed
         if last_only:
             q, mask = q[:, :, -1:], mask[-1:] if isinstance(mask, mx.array) else None
 
         scale = self.head_dim**-0.5 * rope.magnitude**2
-        out = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+        attend = packed_attention if isinstance(k, Packed) else mx.fast.scaled_dot_product_attention
+        out = attend(q, k, v, scale=scale, mask=mask)
         return out.transpose(0, 2, 1, 3).flatten(2)
 
     def _project(self, x: mx.array) -> tuple[mx.array, mx.array]:
@@ -53,3 +56,25 @@ class Attention(nn.Module):
 
     def _by_head(self, x: mx.array) -> mx.array:
         return x.reshape(*x.shape[:2], -1, self.head_dim).transpose(0, 2, 1, 3)
+
+
+def packed_attention(q: mx.array, k: Packed, v: Packed, *, scale: float, mask: mx.array) -> mx.array:
+    """mx.fast.scaled_dot_product_attention over keys and values as they are packed, for few queries.
+
+    Args:
+        q: (B, H, T, D).
+        k, v: (B, KV, n, D).
+        mask: (B, 1, T, n), boolean.
+
+    Returns:
+        (B, H, T, D).
+    """
+    batch, heads, length, dim = q.shape
+    kv_heads = k.words.shape[1]
+    # MLX's CPU backend adds packed products up in their own type, and half precision would lose the answer.
+    wide = q if on_gpu() else q.astype(mx.float32)
+    rows = (wide * scale).reshape(batch, kv_heads, -1, dim)  # the queries that share a head: (B, KV, H/KV * T, D)
+    scores = k.multiply(rows, transpose=True).reshape(batch, kv_heads, heads // kv_heads, length, -1)
+    weights = mx.softmax(mx.where(mask[:, :, None], scores, -mx.inf), axis=-1, precise=True)
+    out = v.multiply(weights.reshape(*rows.shape[:3], -1), transpose=False)
+    return out.reshape(q.shape).astype(q.dtype)

@@ -14,6 +14,8 @@ To go back further, a layer may keep a log of what its ring pushed out: blocks o
 tokens. `rewind` then lays the ring anew from both.
 
 A layer without a window is the same ring, as long as the longest sequence, so that it never turns.
+
+A ring is several arrays whose axis 2 is slots: keys and values as they are, or what a `Packing` makes of them.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import mlx.core as mx
 
 from mistral_mlx.config import ModelConfig
 from mistral_mlx.errors import ContextError, InputError
+from mistral_mlx.model.packing import Packing
 
 SMALLEST_CAPACITY = 256
 DEFAULT_SLACK = 128
@@ -35,7 +38,7 @@ Mask = mx.array | str | None
 
 
 class LayerState(NamedTuple):
-    """All that a layer remembers but for its log: its rings, [] or [keys, values] of (B, kv_heads, capacity, head_dim).
+    """All that a layer remembers but its log: its rings, [] or several arrays (B, kv_heads, capacity, …), and where.
 
     Attributes:
         position: tokens it stands after.
@@ -67,13 +70,15 @@ class LayerCache:
     Attributes:
         window: positions that a query sees, itself included; None for all.
         limit: slots that the ring has at most.
+        packing: how they are stored; None as they are.
         log_limit: tokens pushed out of the ring that are kept, so that they can be taken back to.
         position: tokens it stands after, which is the position of the next one.
     """
 
-    def __init__(self, window: int | None, limit: int, log_limit: int = 0) -> None:
+    def __init__(self, window: int | None, limit: int, packing: Packing | None = None, log_limit: int = 0) -> None:
         self.window = window
         self.limit = limit
+        self.packing = packing
         self.log_limit = 0 if window is None else log_limit
         self.position = 0
         self._written = 0  # tokens ever stored: the ring holds the last `capacity` of these
@@ -174,7 +179,7 @@ class LayerCache:
 
     @property
     def rings(self) -> list[mx.array]:
-        """Keys and values, each (B, kv_heads, capacity, head_dim); nothing before the first token."""
+        """Keys and values as they are stored, each array (B, kv_heads, capacity, …); nothing before the first token."""
         return self._rings
 
     @property
@@ -190,12 +195,17 @@ class LayerCache:
                 f"A state of {state.written} tokens in {max(capacities)} slots does not fit a cache of {self.limit}.",
                 "Give it to a cache made for the same model, length and slack.",
             )
+        if state.rings and not (self.packing.fits(state.rings) if self.packing else len(state.rings) == 2):
+            raise InputError(
+                "The state's keys and values are stored in other bits than this cache's.",
+                "Give it to a cache made with the same kv_bits.",
+            )
         self._rings, self.position, self._written, self._oldest = _settled(state.rings), *state[1:]
         self._log, self._logged = [], self._first_held
 
     def copy(self) -> LayerCache:
         """An independent one in the same state; memory is shared until one of the two goes on."""
-        other = LayerCache(self.window, self.limit, self.log_limit)
+        other = LayerCache(self.window, self.limit, self.packing, self.log_limit)
         other.state = self.state
         other._log, other._logged = list(self._log), self._logged
         return other
@@ -220,27 +230,32 @@ class LayerCache:
             keys, values: (B, kv_heads, T, head_dim), keys rotated by their absolute position.
 
         Returns:
-            Keys and values, each (B, kv_heads, n, head_dim), ordered as `mask(T)` is when asked before this.
+            Keys and values, each (B, kv_heads, n, head_dim), ordered as `mask(T)` is when asked before this, and as
+            they are read back from where they were stored.
         """
-        length, before = keys.shape[2], self._visible_before
+        new = self.packing.pack(keys, values) if self.packing else [keys, values]
+        attended = self._update(new)
+        return self.packing.unpack(attended) if self.packing else (attended[0], attended[1])
+
+    def _update(self, new: list[mx.array]) -> list[mx.array]:
+        length, before = new[0].shape[2], self._visible_before
         end = self.position + length
         if end <= self.limit:  # the ring has not turned: slots are positions
-            self._store([keys, values])
-            attended = [ring[:, :, end - length - before : end] for ring in self._rings]
-        elif length == 1:
-            self._store([keys, values])
-            attended = self._rings
-        else:
-            # A chunk's late keys push out what its early queries still need: attend over both, then store.
-            attended = [
-                mx.concatenate([*_slices(ring, self.position - before, self.position), new], axis=2)
-                for ring, new in zip(self._rings, (keys, values), strict=True)
-            ] if self._rings else [keys, values]  # fmt: skip
-            self._store([keys, values])
-        return attended[0], attended[1]
+            self._store(new)
+            return [ring[:, :, end - length - before : end] for ring in self._rings]
+        if length == 1:
+            self._store(new)
+            return self._rings
+        # A chunk's late keys push out what its early queries still need: attend over both, then store.
+        attended = [
+            mx.concatenate([*_slices(ring, self.position - before, self.position), chunk], axis=2)
+            for ring, chunk in zip(self._rings, new, strict=True)
+        ] if self._rings else new  # fmt: skip
+        self._store(new)
+        return attended
 
     def reserve(self, tokens: int, like: Sequence[mx.array]) -> None:
-        """Make room for what the next `tokens` tokens bring: arrays like these, (B, kv_heads, T, head_dim)."""
+        """Make room for what the next `tokens` tokens bring: arrays like these, each (B, kv_heads, T, …)."""
         end = self.position + tokens
         self._grow(end, like)
         if self.log_limit and end - self.capacity > self._logged:
@@ -309,10 +324,11 @@ class LayerCache:
         capacity = capacity_for(tokens, self.limit)
         if capacity <= self.capacity:
             return
-        batch, heads, _, head_dim = like[0].shape
-        room = mx.zeros((batch, heads, capacity - self.capacity, head_dim), dtype=like[0].dtype)
-        # Two arrays in any case: they are written to one by one.
-        self._rings = [mx.concatenate([ring, room], axis=2) for ring in self._rings] or [room, mx.array(room)]
+        more = capacity - self.capacity
+        rooms = [mx.zeros((*x.shape[:2], more, *x.shape[3:]), dtype=x.dtype) for x in like]
+        if self._rings:
+            rooms = [mx.concatenate([ring, room], axis=2) for ring, room in zip(self._rings, rooms, strict=True)]
+        self._rings = rooms
 
 
 class Cache:
@@ -320,6 +336,7 @@ class Cache:
 
     Attributes:
         layers: one LayerCache for each layer.
+        packing: how keys and values are stored; None as they are.
         max_bytes: the most that `nbytes` ever becomes, for a batch of one.
     """
 
@@ -330,22 +347,25 @@ class Cache:
         *,
         max_tokens: int | None = None,
         slack: int = DEFAULT_SLACK,
+        packing: Packing | None = None,
         log: int = 0,
     ) -> None:
         """An empty cache.
 
         Args:
-            dtype: the type of keys and values.
+            dtype: the type of keys and values, before they are packed.
             max_tokens: the longest sequence it will hold, which bounds layers without a window; the model's own
                 limit if None.
             slack: how many tokens can be taken back once the windows are full.
+            packing: how they are stored; as they are if None.
             log: how many more, for which what leaves the windows is kept.
         """
         limits = layer_limits(config, max_tokens, slack)
-        self.layers = [LayerCache(*pair, log) for pair in zip(config.windows, limits, strict=True)]
+        self.layers = [LayerCache(*pair, packing, log) for pair in zip(config.windows, limits, strict=True)]
+        self.packing = packing
         self._starts = [0]  # where each row begins, counted as `position` is
         self._gathered = False
-        self.max_bytes = sum(limits) * bytes_per_slot(config, dtype.size)
+        self.max_bytes = sum(limits) * bytes_per_slot(config, dtype.size, packing)
 
     def gather(self, rows: Sequence[tuple[Cache, int]]) -> None:
         """Fill this empty cache with sequences that go on together: a row each, all of which end at the same slot.
@@ -414,6 +434,7 @@ class Cache:
         """An independent cache in the same state, which costs memory only once one of the two goes on."""
         other = Cache.__new__(Cache)
         other.layers = [layer.copy() for layer in self.layers]
+        other.packing = self.packing
         other._starts, other._gathered = self._starts, self._gathered
         other.max_bytes = self.max_bytes
         return other
@@ -494,15 +515,18 @@ def layer_limits(config: ModelConfig, max_tokens: int | None = None, slack: int 
     return [longest if window is None else window + slack for window in config.windows]
 
 
-def bytes_per_slot(config: ModelConfig, itemsize: int) -> int:
+def bytes_per_slot(config: ModelConfig, itemsize: int, packing: Packing | None = None) -> int:
     """Bytes of one token's keys and values in one layer."""
-    return 2 * config.num_key_value_heads * config.head_dim * itemsize
+    row = packing.row_bytes(config.head_dim, itemsize) if packing else config.head_dim * itemsize
+    return 2 * config.num_key_value_heads * row
 
 
-def cache_bytes(config: ModelConfig, tokens: int, itemsize: int, slack: int = DEFAULT_SLACK) -> int:
+def cache_bytes(
+    config: ModelConfig, tokens: int, itemsize: int, slack: int = DEFAULT_SLACK, packing: Packing | None = None
+) -> int:
     """Bytes that a cache holds after `tokens` tokens, all layers together."""
     slots = sum(capacity_for(tokens, limit) for limit in layer_limits(config, slack=slack))
-    return slots * bytes_per_slot(config, itemsize)
+    return slots * bytes_per_slot(config, itemsize, packing)
 
 
 def window_mask(queries: int, keys: int, window: int | None) -> Mask:

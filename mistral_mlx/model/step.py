@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from mistral_mlx.model.cache import Cache, Span, step_mask
+from mistral_mlx.model.packing import Packed, Packing
 
 # Compiled functions kept; a sequence goes through its shapes in order and seldom returns to one. Speculation feeds
 # four lengths, the longer of which reach the next stretch of slots before the shorter.
@@ -51,15 +52,15 @@ class Step:
         length = tokens.shape[1]
         cache.reserve(length)
         spans = cache.spans(length)
-        shape = (tokens.shape, *spans)
-        function = self._functions.pop(shape, None) or self._build(spans)
+        shape = (tokens.shape, cache.packing, *spans)
+        function = self._functions.pop(shape, None) or self._build(spans, cache.packing)
         self._functions[shape] = function  # last in the row
         if len(self._functions) > _KEPT:
             del self._functions[next(iter(self._functions))]
         logits, *rings = function(tokens, mx.array(cache.position), cache.starts, *cache.arrays())
         return Stepped(logits, rings)
 
-    def _build(self, spans: Sequence[Span]) -> Callable[..., list[mx.array]]:
+    def _build(self, spans: Sequence[Span], packing: Packing | None) -> Callable[..., list[mx.array]]:
         """The step that attends over `spans`, one for each layer."""
         slots = {span: mx.arange(span.attended) for span in spans}
         mx.eval(slots)  # constants of the graph
@@ -70,7 +71,8 @@ class Step:
             places = {span: end % span.capacity for span in slots}
             each = len(rings) // len(spans)
             layers = [
-                _Layer(rings[each * i : each * (i + 1)], span, places[span], positions) for i, span in enumerate(spans)
+                _Layer(rings[each * i : each * (i + 1)], span, places[span], positions, packing)
+                for i, span in enumerate(spans)
             ]
             model = self._model()
             assert model is not None
@@ -83,17 +85,20 @@ class Step:
 class _Layer:
     """A layer's cache within a step."""
 
-    def __init__(self, rings: Sequence[mx.array], span: Span, place: mx.array, positions: mx.array) -> None:
+    def __init__(
+        self, rings: Sequence[mx.array], span: Span, place: mx.array, positions: mx.array, packing: Packing | None
+    ) -> None:
         self.rings = list(rings)
         self.position = positions
         self._span = span
         self._place = place
+        self._packing = packing
 
-    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        new = (keys, values)
+    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array] | tuple[Packed, Packed]:
+        new = self._packing.pack(keys, values) if self._packing else [keys, values]
         self.rings = [mx.slice_update(ring, x, self._place, (2,)) for ring, x in zip(self.rings, new, strict=True)]
         attended = [ring[:, :, : self._span.attended] for ring in self.rings]
-        return attended[0], attended[1]
+        return self._packing.split(attended) if self._packing else (attended[0], attended[1])
 
 
 class _View:

@@ -11,6 +11,7 @@ from mlx.utils import tree_reduce
 from mistral_mlx.config import ModelConfig
 from mistral_mlx.model.attention import Attention
 from mistral_mlx.model.cache import Cache, LayerCache, Mask, window_mask
+from mistral_mlx.model.packing import Packing
 from mistral_mlx.model.rope import RotaryEmbedding
 from mistral_mlx.model.step import Step
 
@@ -92,6 +93,7 @@ class Transformer(nn.Module):
 
     Attributes:
         step: a pass of a few tokens, for decoding; it takes the weights as they are when it is first used.
+        packing: how its caches store keys and values; None as they are.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -101,6 +103,7 @@ class Transformer(nn.Module):
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.step = Step(self)
+        self.packing: Packing | None = None
 
     def __call__(self, ids: mx.array, cache: Cache | None = None, *, last_only: bool = False) -> mx.array:
         """Logits of the token after each of ids.
@@ -133,4 +136,4 @@ class Transformer(nn.Module):
             max_tokens: the longest that it becomes, by default as long as the model allows.
             log: tokens that are kept once they have left the windows, so that they can be taken back to.
         """
-        return Cache(self.config, self.dtype, max_tokens=max_tokens, log=log)
+        return Cache(self.config, self.dtype, max_tokens=max_tokens, packing=self.packing, log=log)
