@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from mistral_mlx.answer import Answer, stats
 from mistral_mlx.completion import Chunk
-from mistral_mlx.engine.batch import Batch
+from mistral_mlx.engine.batch import Batch, read_together
 from mistral_mlx.engine.choice import Row, Token
-from mistral_mlx.engine.decode import prefill
+from mistral_mlx.engine.decode import PREFILL_CHUNK, prefill
 from mistral_mlx.engine.prefix import Prefixes
 from mistral_mlx.engine.sampling import SamplingParams
 from mistral_mlx.model.transformer import Transformer
@@ -19,6 +19,8 @@ from mistral_mlx.text.grammar import FormMatcher
 
 # More rows than that gain little on any machine, and each makes the others slower.
 MOST_ROWS = 32
+# Tokens of prompts that are read together: longer ones keep the machine busy alone.
+_SHORT = 128
 
 
 @dataclass
@@ -52,37 +54,41 @@ def run_together(
         cancelled: asked before each step; once it says yes, every answer ends as it stands.
     """
     batch = Batch(model, max(len(r.ids) + r.params.max_tokens for r in requests))
-    waiting = deque(range(len(requests)))
+    # Alike in length, so that prompts that are read together waste little.
+    waiting = deque(sorted(range(len(requests)), key=lambda index: len(requests[index].ids)))
     live: dict[Row, int] = {}
 
     def ended(index: int, cache_bytes: int = 0) -> tuple[int, Chunk]:
         r = requests[index]
         return index, r.answer.end(stats(len(r.ids), r.reused, r.answer.count, (r.start, r.first), cache_bytes))
 
-    def begin(index: int) -> list[tuple[Row, Token]]:
-        """Read a prompt; nothing comes of it if it was cancelled."""
-        r = requests[index]
-        r.start = r.first = time.perf_counter()
-        cache, r.reused = prefixes.take(r.ids)
-        logits = prefill(model, r.ids[r.reused :], cache, cancelled=cancelled)
-        if logits is None:
-            return []
-        prefixes.put(r.ids, cache.copy())  # others may begin alike
-        row = Row(r.params, r.ids, model.config.vocab_size, len(r.ids), r.constraint)
-        token = batch.join(row, logits, cache)
-        r.first = time.perf_counter()
-        live[row] = index
-        return [(row, token)]
+    def begin() -> list[tuple[Row, Token]]:
+        """Read the next prompts, as many as there are rows free for; none if it was cancelled."""
+        chosen = _next_prompts([requests[i].ids for i in waiting], prefixes, rows - len(live))
+        group = [requests[waiting[i]] for i in range(chosen)]
+        start = time.perf_counter()
+        if chosen > 1:
+            logits, cache = read_together(model, [r.ids for r in group])
+        else:
+            cache, group[0].reused = prefixes.take(group[0].ids)
+            read = prefill(model, group[0].ids[group[0].reused :], cache, cancelled=cancelled)
+            if read is None:
+                return []
+            logits = read[None]
+            prefixes.put(group[0].ids, cache.copy())  # others may begin alike
+        new = [Row(r.params, r.ids, model.config.vocab_size, len(r.ids), r.constraint) for r in group]
+        tokens = batch.join(new, logits, cache)
+        for r, row in zip(group, new, strict=True):
+            r.start, r.first = start, time.perf_counter()
+            live[row] = waiting.popleft()
+        return list(zip(new, tokens, strict=True))
 
     while waiting or live:
         if cancelled and cancelled():
             yield from map(ended, [*live.values(), *waiting])
             return
-        if waiting and len(live) < rows:
-            if came := begin(waiting[0]):
-                waiting.popleft()
-        else:
-            came = list(zip(batch.rows, batch.step(), strict=True))
+        reading = waiting and len(live) < rows
+        came = begin() if reading else list(zip(batch.rows, batch.step(), strict=True))
         done = []
         for row, token in came:
             answer = requests[live[row]].answer
@@ -94,3 +100,17 @@ def run_together(
             batch.leave(done)
             for row in done:
                 yield ended(live.pop(row), share)
+
+
+def _next_prompts(prompts: Sequence[Sequence[int]], prefixes: Prefixes, free: int) -> int:
+    """How many of the prompts to read in one pass: short ones, of which little has been read before."""
+    count = 0
+    for prompt in prompts[:free]:
+        if (
+            len(prompt) > _SHORT
+            or prefixes.reach(prompt) > len(prompt) // 2
+            or len(prompt) * (count + 1) > PREFILL_CHUNK
+        ):
+            break
+        count += 1
+    return max(1, count)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from mistral_mlx.engine.choice import Row, Token, choose, read
-from mistral_mlx.model.cache import Cache
+from mistral_mlx.model.cache import Cache, reading_mask
+from mistral_mlx.model.packing import Packing
 from mistral_mlx.model.step import Stepped
 from mistral_mlx.model.transformer import Transformer
 
@@ -40,19 +41,19 @@ class Batch:
         """Bytes of keys and values."""
         return sum(cache.nbytes for cache in {id(cache): cache for cache, _ in self._places}.values())
 
-    def join(self, row: Row, logits: mx.array, cache: Cache) -> Token:
-        """Take in a sequence, and draw its first token.
+    def join(self, rows: Sequence[Row], logits: mx.array, cache: Cache) -> list[Token]:
+        """Take in sequences, and draw the first token of each.
 
         Args:
-            logits: (vocab,), of that token.
-            cache: what it has read; the batch takes it over.
+            logits: (B, vocab), of these tokens.
+            cache: what the sequences have read, a row each; the batch takes it over.
         """
-        (token,) = read(choose(logits[None], [row]), [row])
-        self.rows.append(row)
-        self._places.append((cache, 0))
-        self._tokens.append(token.id)
+        tokens = read(choose(logits, rows), rows)
+        self.rows += rows
+        self._places += [(cache, i) for i in range(len(rows))]
+        self._tokens += [token.id for token in tokens]
         self._cache = self._ahead = None
-        return token
+        return tokens
 
     def leave(self, rows: Sequence[Row]) -> None:
         """Let go of sequences; the others go on."""
@@ -86,3 +87,46 @@ class Batch:
         self._cache.gather(self._places)
         self._places = [(self._cache, i) for i in range(len(self.rows))]
         return self._cache
+
+
+def read_together(model: Transformer, prompts: Sequence[Sequence[int]]) -> tuple[mx.array, Cache]:
+    """Read short prompts in one pass.
+
+    Returns:
+        The logits (B, vocab) after each, and a cache with a row for each.
+    """
+    lengths = [len(prompt) for prompt in prompts]
+    end = max(lengths)
+    view = _Reading(model, mx.array([end - n for n in lengths]), end)
+    logits = model(mx.array([[0] * (end - len(prompt)) + list(prompt) for prompt in prompts]), view, last_only=True)
+    cache = model.make_cache()
+    cache.take_in(lengths, [layer.stored for layer in view.layers])
+    mx.eval(logits, cache.arrays())
+    return logits[:, -1], cache
+
+
+class _Reading:
+    """What stands in for a cache while rows that end together are read from their beginnings."""
+
+    def __init__(self, model: Transformer, starts: mx.array, length: int) -> None:
+        windows = model.config.windows
+        masks = {window: reading_mask(starts, length, window) for window in windows}
+        self.layers = [_Layer(-starts, model.packing) for _ in windows]
+        self._masks = [masks[window] for window in windows]
+
+    def masks(self, length: int) -> list[mx.array]:
+        return self._masks
+
+
+class _Layer:
+    def __init__(self, position: mx.array, packing: Packing | None) -> None:
+        self.position = position  # of the first column in each row, negative before the row begins
+        self.stored: list[mx.array] = []
+        self._packing = packing
+
+    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        if not self._packing:
+            self.stored = [keys, values]
+            return keys, values
+        self.stored = self._packing.pack(keys, values)
+        return self._packing.unpack(self.stored)

@@ -75,6 +75,11 @@ class Prefixes:
         older = sum(entry.cache.nbytes for entry in self._entries[:-1])
         return older + sum(entry.cache.log_bytes for entry in self._entries)
 
+    def reach(self, ids: Sequence[int]) -> int:
+        """How many of the ids need not be read."""
+        wanted = np.asarray(ids[:-1], np.int64)
+        return max((entry.reach(wanted) for entry in self._entries), default=0)
+
     def take(self, ids: Sequence[int]) -> tuple[Cache, int]:
         """A cache that stands after a beginning of `ids`, the longest there is, and the length of that beginning.
 

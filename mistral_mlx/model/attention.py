@@ -7,7 +7,7 @@ import mlx.nn as nn
 
 from mistral_mlx.backend import on_gpu
 from mistral_mlx.config import ModelConfig
-from mistral_mlx.model.cache import LayerCache, Mask
+from mistral_mlx.model.cache import LayerView, Mask
 from mistral_mlx.model.packing import Packed
 from mistral_mlx.model.rope import RotaryEmbedding
 
@@ -26,7 +26,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
 
     def __call__(
-        self, x: mx.array, rope: RotaryEmbedding, mask: Mask, cache: LayerCache | None, *, last_only: bool = False
+        self, x: mx.array, rope: RotaryEmbedding, mask: Mask, cache: LayerView | None, *, last_only: bool = False
     ) -> mx.array:
         """Attend from x (B, T, hidden), or its last position only, which follows what the cache holds.
 
@@ -39,7 +39,7 @@ class Attention(nn.Module):
         if cache:
             k, v = cache.update(k, v)  # (B, KV, n, D), in a step perhaps packed
         if last_only:
-            q, mask = q[:, :, -1:], mask[-1:] if isinstance(mask, mx.array) else None
+            q, mask = q[:, :, -1:], mask[..., -1:, :] if isinstance(mask, mx.array) else None
 
         scale = self.head_dim**-0.5 * rope.magnitude**2
         attend = packed_attention if isinstance(k, Packed) else mx.fast.scaled_dot_product_attention

@@ -21,7 +21,7 @@ A ring is several arrays whose axis 2 is slots: keys and values as they are, or 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
 
@@ -50,6 +50,24 @@ class LayerState(NamedTuple):
     position: int
     written: int
     oldest: int = 0
+
+
+class LayerView(Protocol):
+    """What attention needs of a layer's cache: where the next tokens stand, and what they see."""
+
+    @property
+    def position(self) -> int | mx.array: ...
+
+    def update(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]: ...
+
+
+class View(Protocol):
+    """What a pass of the model needs of a cache."""
+
+    @property
+    def layers(self) -> Sequence[LayerView]: ...
+
+    def masks(self, length: int) -> Sequence[Mask]: ...
 
 
 class Span(NamedTuple):
@@ -270,7 +288,7 @@ class LayerCache:
 
     def span(self, length: int) -> Span:
         """What the next `length` tokens attend over once they are stored."""
-        end, part = self.position + length, max(SMALLEST_CAPACITY, self.capacity // 8)
+        end, part = self.position + length, max(SMALLEST_CAPACITY // 2, self.capacity // 16)
         attended = min(-(-end // part) * part, self.capacity)
         return Span(self.window, self.capacity, attended)
 
@@ -306,8 +324,11 @@ class LayerCache:
 
     @property
     def _visible_before(self) -> int:
-        """Stored positions that the next query sees."""
-        return self.position if self.window is None else min(self.position, self.window - 1)
+        return self.visible(self.position)
+
+    def visible(self, tokens: int) -> int:
+        """Stored positions that the next query sees after so many tokens."""
+        return tokens if self.window is None else min(tokens, self.window - 1)
 
     def _store(self, new: list[mx.array]) -> None:
         start, end = self.position, self.position + new[0].shape[2]
@@ -377,14 +398,33 @@ class Cache:
             rows: the caches, and which row of each.
         """
         lengths = [cache.lengths[row] for cache, row in rows]
-        end = max(lengths)
-        self._starts, self._gathered = [end - length for length in lengths], True
-        for i, layer in enumerate(self.layers):
-            seen = [length if layer.window is None else min(length, layer.window - 1) for length in lengths]
-            layer.lay([cache.layers[i].recent(n, row) for n, (cache, row) in zip(seen, rows, strict=True)], end)
+        for layer, donors in zip(self.layers, zip(*(cache.layers for cache, _ in rows), strict=True), strict=True):
+            layer.lay(
+                [donor.recent(layer.visible(n), row) for n, donor, (_, row) in zip(lengths, donors, rows, strict=True)],
+                max(lengths),
+            )
             mx.eval(layer.rings)
-            for cache, _ in rows:
-                cache.layers[i].clear()
+            for donor in donors:
+                donor.clear()
+        self._hold(lengths)
+
+    def take_in(self, lengths: Sequence[int], layers: Sequence[Sequence[mx.array]]) -> None:
+        """Fill this empty cache with sequences that were read together.
+
+        Args:
+            lengths: of each row.
+            layers: what each layer stores of them, arrays (B, kv_heads, T, …) in which every row ends at the end.
+        """
+        for layer, arrays in zip(self.layers, layers, strict=True):
+            end = arrays[0].shape[2]
+            layer.lay(
+                [[x[row : row + 1, :, end - layer.visible(n) :] for x in arrays] for row, n in enumerate(lengths)],
+                max(lengths),
+            )
+        self._hold(lengths)
+
+    def _hold(self, lengths: Sequence[int]) -> None:
+        self._starts, self._gathered = [max(lengths) - length for length in lengths], True
 
     @property
     def lengths(self) -> list[int]:
@@ -560,6 +600,17 @@ def step_mask(slots: mx.array, end: mx.array, positions: mx.array, length: int, 
     age = (end + queries - slots) % span.capacity
     seen = positions[:, None, None, None] + queries + 1
     return age < (seen if span.window is None else mx.minimum(seen, span.window))
+
+
+def reading_mask(starts: mx.array, length: int, window: int | None) -> mx.array:
+    """The mask of rows (B, 1, length, length) that begin at `starts` and end together.
+
+    What stands before a row's beginning sees itself alone: nothing else looks at it, and it stays a number.
+    """
+    place = mx.arange(length)
+    age = place[:, None] - place
+    seen = (age >= 0) & (place >= starts[:, None, None, None])
+    return (seen if window is None else seen & (age < window)) | (age == 0)
 
 
 def _padded(x: mx.array, before: int, after: int) -> mx.array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import mlx.core as mx
@@ -10,7 +11,7 @@ from mlx.utils import tree_reduce
 
 from mistral_mlx.config import ModelConfig
 from mistral_mlx.model.attention import Attention
-from mistral_mlx.model.cache import Cache, LayerCache, Mask, window_mask
+from mistral_mlx.model.cache import Cache, LayerView, Mask, View, window_mask
 from mistral_mlx.model.packing import Packing
 from mistral_mlx.model.rope import RotaryEmbedding
 from mistral_mlx.model.step import Step
@@ -45,7 +46,7 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def __call__(
-        self, x: mx.array, rope: RotaryEmbedding, mask: Mask, cache: LayerCache | None, *, last_only: bool = False
+        self, x: mx.array, rope: RotaryEmbedding, mask: Mask, cache: LayerView | None, *, last_only: bool = False
     ) -> mx.array:
         attended = self.self_attn(self.input_layernorm(x), rope, mask, cache, last_only=last_only)
         h = _add(x[:, -1:] if last_only else x, self.self_attn.o_proj, attended)
@@ -75,11 +76,11 @@ class Decoder(nn.Module):
         self.layers = [Block(config) for _ in range(config.num_hidden_layers)]
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def __call__(self, ids: mx.array, cache: Cache | None = None, *, last_only: bool = False) -> mx.array:
+    def __call__(self, ids: mx.array, cache: View | None = None, *, last_only: bool = False) -> mx.array:
         """The normed stream (B, T, hidden), or of the last position (B, 1, hidden), which takes less work."""
         length = ids.shape[1]
         masks = cache.masks(length) if cache else [window_mask(length, length, w) for w in self.config.windows]
-        caches = cache.layers if cache else [None] * len(self.layers)
+        caches: Sequence[LayerView | None] = cache.layers if cache else [None] * len(self.layers)
 
         h = self.embed_tokens(ids).astype(self.norm.weight.dtype)  # packed floats come out as bfloat16
         for i, (layer, mask, layer_cache) in enumerate(zip(self.layers, masks, caches, strict=True), 1):
@@ -105,7 +106,7 @@ class Transformer(nn.Module):
         self.step = Step(self)
         self.packing: Packing | None = None
 
-    def __call__(self, ids: mx.array, cache: Cache | None = None, *, last_only: bool = False) -> mx.array:
+    def __call__(self, ids: mx.array, cache: View | None = None, *, last_only: bool = False) -> mx.array:
         """Logits of the token after each of ids.
 
         Args:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mistral_mlx.engine.batch import Batch
+from mistral_mlx.engine.batch import Batch, read_together
 from mistral_mlx.engine.choice import Row, Token
 from mistral_mlx.engine.decode import decode, prefill
 from mistral_mlx.engine.sampling import SamplingParams
@@ -39,7 +39,7 @@ def join(batch: Batch, model: Transformer, prompt: list[int], params: SamplingPa
     logits = prefill(model, prompt, cache, chunk=5)
     assert logits is not None
     row = Row(params, prompt, TINY.vocab_size, len(prompt))
-    return row, batch.join(row, logits, cache)
+    return row, batch.join([row], logits[None], cache)[0]
 
 
 prompts = st.lists(st.integers(0, TINY.vocab_size - 1), min_size=1, max_size=40)
@@ -89,3 +89,20 @@ def test_far_beyond_the_window_a_batch_takes_constant_memory() -> None:
         batch.step()
         held.append(batch.nbytes)
     assert held[-1] == held[200] == 3 * model.make_cache().max_bytes
+
+
+@settings(max_examples=40)
+@given(st.sampled_from(list(MODELS)), st.lists(prompts, min_size=1, max_size=5), st.integers(1, 20))
+def test_prompts_read_together_are_read_as_alone(name: str, texts: list[list[int]], steps: int) -> None:
+    model, batch = MODELS[name], Batch(MODELS[name], LONGEST)
+    logits, cache = read_together(model, texts)
+    params = SamplingParams(max_tokens=steps, temperature=0.8, seed=3)
+    rows = [Row(params, text, TINY.vocab_size, len(text)) for text in texts]
+    said = [[token] for token in batch.join(rows, logits, cache)]
+    for _ in range(steps - 1):
+        for so_far, token in zip(said, batch.step(), strict=True):
+            so_far.append(token)
+    for text, tokens in zip(texts, said, strict=True):
+        expected = alone(model, text, params)
+        assert [t.id for t in tokens] == [t.id for t in expected]
+        np.testing.assert_allclose([t.logprob for t in tokens], [t.logprob for t in expected], atol=2e-5)
