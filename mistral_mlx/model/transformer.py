@@ -61,7 +61,8 @@ def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
 def _add(stream: mx.array, proj: nn.Module, x: mx.array) -> mx.array:
     """stream + proj(x), in one kernel where the weights are floats."""
     if type(proj) is nn.Linear:
-        return mx.addmm(stream, x, proj.weight.T)
+        # As matrices: MLX takes leading axes apart, one product each.
+        return mx.addmm(stream.flatten(0, 1), x.flatten(0, 1), proj.weight.T).reshape(stream.shape)
     return stream + proj(x)
 
 
