@@ -13,7 +13,7 @@ from io import TextIOWrapper
 from pathlib import Path
 
 from mistral_mlx import __version__
-from mistral_mlx.cli import convert, generate, models, tokens
+from mistral_mlx.cli import bench, convert, generate, models, tokens
 from mistral_mlx.cli.terminal import INTERRUPTED, clear_line
 from mistral_mlx.errors import MistralError
 
@@ -59,4 +59,5 @@ def _parser() -> argparse.ArgumentParser:
     tokens.add_to(commands)
     convert.add_to(commands)
     models.add_to(commands)
+    bench.add_to(commands)
     return parser
