@@ -96,6 +96,24 @@ def test_what_was_drafted_is_in_the_record_and_the_figures(
     assert asked["draft"] == "small"
 
 
+def test_a_cache_is_kept_in_a_file_and_taken_up(
+    loaded: mm.LLM, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["generate", "-m", "demo", "--raw", "--max-tokens", "2", "--cache", str(tmp_path / "cache"), "One two three"]
+    assert cli.main(argv) == 0
+    first, err = capsys.readouterr()
+    assert "known before" not in err
+    loaded.forget()
+    assert cli.main(argv) == 0
+    again, err = capsys.readouterr()
+    assert again == first
+    assert "(2 known before)" in err
+    (tmp_path / "cache").write_text("a letter")
+    assert "stays as it is" in failed(argv, capsys)
+    assert (tmp_path / "cache").read_text() == "a letter"
+    assert "can be written" in failed([*argv[:7], str(tmp_path / "none" / "x"), "Hi"], capsys)
+
+
 def test_a_drawn_seed_is_told_and_gives_the_text_again(loaded: mm.LLM, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["generate", "-m", "demo", "--json", "-t", "1.5", "--max-tokens", "8", "Tell me a story"]
     cli.main(argv)

@@ -38,6 +38,12 @@ def add_to(commands: Any) -> None:
     prompt.add_to(parser)
     add_loading(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON record instead of text")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="FILE",
+        help="keep in FILE what was read and said: what a later prompt begins with alike is not read again",
+    )
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument("--max-tokens", type=int, metavar="N", help="the most tokens to generate (512)")
     sampling.add_argument(
@@ -100,11 +106,19 @@ def _generate(arguments: argparse.Namespace) -> int:
     if arguments.logprobs and not arguments.json:
         raise InputError("--logprobs shows nothing without --json.", "Add --json.")
     asked = prompt.read(arguments)
+    kept: Path | None = arguments.cache
+    if kept is not None and (kept.is_dir() or not kept.parent.is_dir()):
+        raise InputError(f"--cache {kept} is no file that can be written.", "Give a file in a folder that exists.")
 
     from mistral_mlx.completion import Completion
+    from mistral_mlx.engine.prefix import is_cache
     from mistral_mlx.llm import load
 
+    if kept is not None and kept.exists() and not is_cache(kept):
+        raise InputError(f"--cache {kept} is another file, which stays as it is.", "Give the name of a new one.")
     llm = load(arguments.model, **loading(arguments))
+    if kept is not None and kept.exists():
+        llm.load_cache(kept)
     mode = asked.mode or ("chat" if llm.instruct else "raw")
     with stop_on_interrupt() as cancel:
         chunks = _answer(llm, asked, mode, {"cancel": cancel, "progress": status_line(_reading), **sampling})
@@ -114,6 +128,8 @@ def _generate(arguments: argparse.Namespace) -> int:
         print(json.dumps(record, ensure_ascii=False))
     else:
         print(f"[{mode}] {_figures(completion.stats, completion.finish_reason)}", file=sys.stderr)
+    if kept is not None and completion.tokens:
+        llm.save_cache(kept)
     if completion.finish_reason == "cancelled":
         return INTERRUPTED
     if params.forms and completion.finish_reason in ("length", "cut"):
@@ -161,10 +177,11 @@ def _echo(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
 
 def _figures(stats: Stats, finish_reason: str) -> str:
     drafts = f"{stats.accepted_tokens:,} of {stats.drafted_tokens:,} drafted right, " if stats.drafted_tokens else ""
+    known = f" ({stats.reused_tokens:,} known before)" if stats.reused_tokens else ""
     return (
-        f"{stats.prompt_tokens:,} tokens read at {stats.prompt_tps:.1f}/s, {stats.completion_tokens:,} written at "
-        f"{stats.decode_tps:.1f}/s ({finish_reason}), first after {stats.ttft_s:.2f} s, "
-        f"{drafts}cache {size(stats.cache_bytes)}"
+        f"{stats.prompt_tokens:,} tokens{known} read at {stats.prompt_tps:.1f}/s, "
+        f"{stats.completion_tokens:,} written at {stats.decode_tps:.1f}/s ({finish_reason}), "
+        f"first after {stats.ttft_s:.2f} s, {drafts}cache {size(stats.cache_bytes)}"
     )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
+from safetensors import SafetensorError, safe_open
 
 from mistral_mlx.backend import memory_limit
 from mistral_mlx.errors import InputError
@@ -125,10 +126,12 @@ class Prefixes:
         """Write the cache used last to a file, whole or not at all; returns the tokens that it stands after.
 
         Raises:
-            InputError: nothing has been read yet, or the file cannot be written.
+            InputError: nothing has been read yet, the file cannot be written, or there is one that is no cache.
         """
         if not self._entries:
             raise InputError("There is nothing to save yet.", "Generate something first.")
+        if path.exists() and not is_cache(path):
+            raise InputError(f"{path} is another file, which stays as it is.", "Give the name of a new one.")
         entry = self._entries[-1]
         arrays: dict[str, mx.array] = {}
         places = []
@@ -155,11 +158,8 @@ class Prefixes:
         Raises:
             InputError: the file is missing, damaged, or another model's; nothing is changed.
         """
-        from safetensors import SafetensorError, safe_open
-
         try:
-            with safe_open(path, framework="numpy") as file:  # it checks every bound, which mx.load does not
-                metadata = file.metadata() or {}
+            metadata = _metadata(path)
             if metadata.get("format") != _FORMAT:
                 raise InputError(f"{path} holds no cache.", "Leave it out, or give one that was saved here.")
             if metadata["model"] != fingerprint(self._model):
@@ -180,6 +180,19 @@ class Prefixes:
             raise InputError(f"{path} cannot be used: {error}.", "The prompt is then read anew.") from error
         self.put(ids, cache)
         return len(ids)
+
+
+def is_cache(path: Path) -> bool:
+    """Whether a file was written by `save`, whatever the model."""
+    try:
+        return _metadata(path).get("format") == _FORMAT
+    except (OSError, SafetensorError):
+        return False
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="numpy") as file:  # it checks every bound, which mx.load does not
+        return file.metadata() or {}
 
 
 def fingerprint(model: Transformer) -> str:

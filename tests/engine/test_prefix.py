@@ -123,6 +123,10 @@ def test_a_bad_file_is_refused_and_nothing_changes(tmp_path: Path) -> None:
         with pytest.raises(mm.InputError, match="cache"):
             fresh.restore(path)
         assert fresh.cache_bytes == 0
+    path.write_text("letters")
+    with pytest.raises(mm.InputError, match="stays as it is"):
+        prefixes.save(path)
+    assert path.read_text() == "letters"
     with pytest.raises(mm.InputError, match="No such file"):
         prefixes.restore(tmp_path / "none")
     with pytest.raises(mm.InputError, match="cannot be written"):
