@@ -11,7 +11,7 @@ from mistral_mlx.answer import Answer, stats
 from mistral_mlx.completion import Chunk
 from mistral_mlx.engine.batch import Batch, read_together
 from mistral_mlx.engine.choice import Row, Token
-from mistral_mlx.engine.decode import PREFILL_CHUNK, prefill
+from mistral_mlx.engine.decode import ReadingPace, prefill
 from mistral_mlx.engine.prefix import Prefixes
 from mistral_mlx.engine.sampling import SamplingParams
 from mistral_mlx.model.transformer import Transformer
@@ -45,15 +45,19 @@ def run_together(
     prefixes: Prefixes,
     requests: Sequence[Request],
     rows: int,
+    chunk: int,
+    *,
+    pace: ReadingPace | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> Iterator[tuple[int, Chunk]]:
     """Chunks of all answers as they come, each with the index of its request.
 
     Args:
         rows: how many are decoded at a time; the next prompt is read where one has ended.
+        chunk, pace: as for `prefill`.
         cancelled: asked before each step; once it says yes, every answer ends as it stands.
     """
-    batch = Batch(model, max(len(r.ids) + r.params.max_tokens for r in requests))
+    batch = Batch(model, max(len(r.ids) + r.params.max_tokens - 1 for r in requests))
     # Alike in length, so that prompts that are read together waste little.
     waiting = deque(sorted(range(len(requests)), key=lambda index: len(requests[index].ids)))
     live: dict[Row, int] = {}
@@ -64,15 +68,17 @@ def run_together(
 
     def begin() -> list[tuple[Row, Token]]:
         """Read the next prompts, as many as there are rows free for; none if it was cancelled."""
-        chosen = _next_prompts([requests[i].ids for i in waiting], prefixes, rows - len(live))
+        chosen = _next_prompts([requests[i].ids for i in waiting], prefixes, rows - len(live), chunk)
         group = [requests[waiting[i]] for i in range(chosen)]
         start = time.perf_counter()
         if chosen > 1:
             logits, cache = read_together(model, [r.ids for r in group])
         else:
             cache, group[0].reused = prefixes.take(group[0].ids)
-            read = prefill(model, group[0].ids[group[0].reused :], cache, cancelled=cancelled)
+            new_ids = group[0].ids[group[0].reused :]
+            read = prefill(model, new_ids, cache, chunk=chunk, pace=pace, cancelled=cancelled)
             if read is None:
+                prefixes.put(group[0].ids, cache)
                 return []
             logits = read[None]
             prefixes.put(group[0].ids, cache.copy())  # others may begin alike
@@ -102,15 +108,11 @@ def run_together(
                 yield ended(live.pop(row), share)
 
 
-def _next_prompts(prompts: Sequence[Sequence[int]], prefixes: Prefixes, free: int) -> int:
+def _next_prompts(prompts: Sequence[Sequence[int]], prefixes: Prefixes, free: int, chunk: int) -> int:
     """How many of the prompts to read in one pass: short ones, of which little has been read before."""
     count = 0
     for prompt in prompts[:free]:
-        if (
-            len(prompt) > _SHORT
-            or prefixes.reach(prompt) > len(prompt) // 2
-            or len(prompt) * (count + 1) > PREFILL_CHUNK
-        ):
+        if len(prompt) > _SHORT or prefixes.reach(prompt) > len(prompt) // 2 or len(prompt) * (count + 1) > chunk:
             break
         count += 1
     return max(1, count)

@@ -7,6 +7,7 @@ here runs on the thread that calls it, and a model is used from the thread that 
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -86,8 +87,9 @@ class LLM:
 
     @draft.setter
     def draft(self, draft: Literal["ngram"] | LLM | None) -> None:
-        if not (draft is None or isinstance(draft, LLM) or draft == "ngram"):
-            raise InputError(f"draft is {draft!r}.", 'It must be "ngram", a loaded model, or None.')
+        if not (draft is None or isinstance(draft, LLM) or (isinstance(draft, str) and draft == "ngram")):
+            given = repr(draft) if isinstance(draft, str) else f"of type {type(draft).__name__}"
+            raise InputError(f"draft is {given}.", 'It must be "ngram", a loaded model, or None.')
         drafter = ModelDrafter(draft.model, self.config.vocab_size) if isinstance(draft, LLM) else None
         self._draft, self._drafter = draft, drafter
         self._seconds: dict[int, float] = {}  # what rounds took, by their length
@@ -206,7 +208,8 @@ class LLM:
         """Carry on several texts together, which takes far less time than one after another.
 
         Each says what `generate` would say with the same seed (in float32, where no two tokens are as good as equally
-        likely). As many are decoded at a time as there is memory for, at most 32; where one ends, the next begins.
+        likely). As many are decoded at a time as there is memory for, at most 32; where one ends, the next begins. They
+        come without drafts: a batch has no time to spare for them.
 
         Args:
             cancel: once set, what has been said is returned, with finish_reason "cancelled".
@@ -218,6 +221,8 @@ class LLM:
         """
         if isinstance(prompts, (str, bytes, bytearray)):
             raise InputError("batch takes several prompts.", "Give a list of them, or use generate.")
+        if not isinstance(prompts, Iterable) or isinstance(prompts, Mapping):
+            raise InputError(f"batch takes several prompts, not {type(prompts).__name__}.", "Give a list of them.")
         requests = []
         for prompt in prompts:
             ids, params, reply, constraint = self._checked_request(prompt, sampling)
@@ -228,20 +233,19 @@ class LLM:
             return []
         reset_peak_memory()
         chunks: list[list[Chunk]] = [[] for _ in requests]
+        longest = max(len(r.ids) + r.params.max_tokens - 1 for r in requests)
+        memory = self.memory(longest, max(len(r.ids) for r in requests))
+        # Two more: what is kept of the last prompt, and a layer of each row while one joins.
+        rows = max(1, min((memory.limit - memory.weights - memory.prefill) // memory.cache - 2, MOST_ROWS))
+        self.prefixes.make_room(memory.limit - memory.total - (rows + 1) * memory.cache)
         for index, chunk in run_together(
-            self.model, self.prefixes, requests, self._rows(requests), cancel.is_set if cancel else None
-        ):
+            self.model, self.prefixes, requests, rows, memory.chunk,
+            pace=self._pace if cancel else None, cancelled=cancel.is_set if cancel else None,
+        ):  # fmt: skip
             chunks[index].append(chunk)
             if progress and chunk.stats:
                 progress(sum(bool(c and c[-1].stats) for c in chunks), len(chunks))
         return [Completion.join(each) for each in chunks]
-
-    def _rows(self, requests: Sequence[Request]) -> int:
-        """How many of them may be decoded at a time."""
-        memory = self.memory(max(len(r.ids) + r.params.max_tokens for r in requests), max(len(r.ids) for r in requests))
-        # One more while a row joins, for then a layer stands in memory twice.
-        rows = (memory.limit - memory.weights - memory.prefill) // memory.cache - 1
-        return max(1, min(rows, MOST_ROWS, len(requests)))
 
     def fill(self, prefix: str, suffix: str, **options: Any) -> Completion:
         """Write what belongs between two texts, with a model that was trained to: Codestral, Mathstral.
@@ -376,6 +380,7 @@ class LLM:
     def forget(self) -> None:
         """Let go of what was read and said before: the next prompt is read whole."""
         self.prefixes.clear()
+        self.draft = self._draft  # which has read it too
 
     def save_cache(self, path: str | Path) -> int:
         """Write to a file what was read and said last, so that another day it need not be read again.
@@ -388,7 +393,7 @@ class LLM:
         Raises:
             InputError: nothing has been read yet, or the file cannot be written.
         """
-        return self.prefixes.save(Path(path).expanduser())
+        return self.prefixes.save(_file(path))
 
     def load_cache(self, path: str | Path) -> int:
         """Take up what `save_cache` wrote. A file that cannot be used is left aside, with a note: it is only for speed.
@@ -396,8 +401,9 @@ class LLM:
         Returns:
             The tokens that a prompt which begins with them need not read; 0 if there are none.
         """
+        path = _file(path)
         try:
-            return self.prefixes.restore(Path(path).expanduser())
+            return self.prefixes.restore(path)
         except InputError as error:
             log.warning(error.message)
             return 0
@@ -419,8 +425,8 @@ class LLM:
         if limit is not None and tokens > limit:
             raise ContextError(f"This model attends to at most {limit:,} tokens, not {tokens:,}.", "Ask for fewer.")
         model = self.model
-        memory = Memory.predict(self.config, model.nbytes, tokens, model.dtype.size, prompt, model.packing)
-        return _beside_draft(memory, self.draft, prompt)
+        draft = _memory_of_draft(self.draft, tokens, prompt)
+        return Memory.predict(self.config, model.nbytes, tokens, model.dtype.size, prompt, model.packing, draft)
 
     def run(
         self,
@@ -446,7 +452,7 @@ class LLM:
         answer = Answer(params, self.stop_ids, reply, constraint, begun)
         memory = self.check_room(len(ids), params.max_tokens)
         cache, reused = self.prefixes.take(ids)
-        self.prefixes.make_room(memory.limit - memory.total)
+        self.prefixes.make_room(memory.limit - memory.total - cache.log_bytes)
         said, pace = list(ids), Pace(self._seconds)
         try:
             logits = prefill(
@@ -533,8 +539,8 @@ def load(
     packing = Packing.of(kv_bits, checkpoint.config.head_dim)
     plan = plan_loading(checkpoint, dtype)
     helper = None if draft in (None, "ngram") else load(draft, dtype=dtype, progress=progress)
-    memory = Memory.predict(checkpoint.config, plan.nbytes, _LEAST_TOKENS, plan.dtype.size, packing=packing)
-    memory = _beside_draft(memory, helper, None)
+    beside = _memory_of_draft(helper, _LEAST_TOKENS, None)
+    memory = Memory.predict(checkpoint.config, plan.nbytes, _LEAST_TOKENS, plan.dtype.size, None, packing, beside)
     if not memory.fits:
         raise OutOfMemoryError(f"{checkpoint.path} does not fit: {memory}.", "Use a smaller or a quantized model.")
     if wired and not wire_memory():
@@ -548,11 +554,22 @@ def load(
     return llm
 
 
-def _beside_draft(memory: Memory, draft: object, prompt: int | None) -> Memory:
-    """What a model takes together with its draft model, if it has one: that stops at its own context's end."""
+def _memory_of_draft(draft: object, tokens: int, prompt: int | None) -> Memory | None:
+    """What a draft model takes, if there is one: it stops at its own context's end."""
     if not isinstance(draft, LLM):
-        return memory
-    longest = draft.config.context_length or memory.tokens
-    tokens, reads = (min(n, longest) for n in (memory.tokens, prompt or memory.tokens))
-    model = draft.model
-    return memory.beside(Memory.predict(draft.config, model.nbytes, tokens, model.dtype.size, reads, model.packing))
+        return None
+    longest, model = draft.config.context_length or tokens, draft.model
+    tokens, reads = min(tokens, longest), min(prompt or tokens, longest)
+    return Memory.predict(draft.config, model.nbytes, tokens, model.dtype.size, reads, model.packing)
+
+
+def _file(path: str | Path) -> Path:
+    """The path of a file as the system takes it; raises InputError for what can be none."""
+    try:
+        file = Path(path).expanduser()
+        name = len(os.fsencode(file.name))
+        if not name or name > 200 or "\0" in str(file) or file.is_dir():
+            raise ValueError
+    except (TypeError, ValueError, RuntimeError, OSError):
+        raise InputError(f"{path!r} is no name of a file.", "Give the path of one.") from None
+    return file

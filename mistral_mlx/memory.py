@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from mistral_mlx.backend import memory_limit
 from mistral_mlx.config import ModelConfig
@@ -40,6 +40,7 @@ class Memory:
         itemsize: int,
         prompt: int | None = None,
         packing: Packing | None = None,
+        beside: Memory | None = None,
     ) -> Memory:
         """Work it out from the architecture.
 
@@ -48,16 +49,16 @@ class Memory:
             prompt: how many of the tokens are read at the beginning; all of them, if it is not said.
             itemsize: bytes of a number in activations, keys and values.
             packing: how keys and values are stored; as they are if None.
+            beside: another model that is in memory too, and never reads at the same time.
         """
         prompt, limit = prompt or tokens, memory_limit()
         cache = cache_bytes(config, tokens, itemsize, packing=packing)
+        others = beside.prefill if beside else 0
+        if beside:
+            weights, cache = weights + beside.weights, cache + beside.cache
         chunk = fitting_chunk(config, prompt, itemsize, limit - weights - cache)
-        return cls(tokens, weights, cache, prefill_bytes(config, prompt, itemsize, chunk), limit, chunk)
-
-    def beside(self, other: Memory) -> Memory:
-        """What both take together, if they never read at the same time."""
-        weights, cache = self.weights + other.weights, self.cache + other.cache
-        return replace(self, weights=weights, cache=cache, prefill=max(self.prefill, other.prefill))
+        prefill = max(others, prefill_bytes(config, prompt, itemsize, chunk))
+        return cls(tokens, weights, cache, prefill, limit, chunk)
 
     @property
     def total(self) -> int:

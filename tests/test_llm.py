@@ -199,7 +199,7 @@ def test_another_models_tokenizer_is_noticed(tmp_path: Path) -> None:
         mm.load(folder).generate("text")
 
 
-@pytest.mark.parametrize("model", ["mistrall", "x" * 300, "~nobody/x", 3, "a\0b"])
+@pytest.mark.parametrize("model", ["mistrall", "x" * 300, "~nosuchuser/x", 3, "a\0b"])
 def test_an_unknown_model_says_what_there_is(model: object) -> None:
     with pytest.raises(mm.InputError, match="There is no model") as error:
         mm.load(model)
@@ -632,12 +632,13 @@ def test_the_memory_of_a_draft_model_counts(monkeypatch: pytest.MonkeyPatch) -> 
     model.draft = draft
     both = model.memory(1000)
     assert (both.weights, both.cache) == (alone.weights + beside.weights, alone.cache + beside.cache)
-    monkeypatch.setattr("mistral_mlx.memory.memory_limit", lambda: both.total - 1)
+    monkeypatch.setattr("mistral_mlx.memory.memory_limit", lambda: both.weights + both.cache)
     with pytest.raises(mm.OutOfMemoryError, match="1,000 tokens take"):
         model.generate([5] * 999, max_tokens=1)
     model.draft = None
     model.generate([5] * 999, max_tokens=1)
-    room = model.memory(256).total + 1
+    least = model.memory(256)
+    room = least.weights + least.cache
     monkeypatch.setattr("mistral_mlx.memory.memory_limit", lambda: room)
     with pytest.raises(mm.OutOfMemoryError, match="does not fit"):
         mm.load(GOLDEN / "window", draft=GOLDEN / "full")
@@ -653,3 +654,24 @@ def test_the_demo_answers_alike_with_a_draft(demo: mm.LLM) -> None:
         demo.draft = None
     assert done.tokens == plain.tokens
     assert done.stats.accepted_tokens > 0
+
+
+@pytest.mark.parametrize("path", ["", ".", "/", "~nosuchuser/x", "a" * 300, None, 5, b"x", "a\0b"], ids=repr)
+def test_what_is_no_file_is_refused(path: Any, talker: mm.LLM) -> None:
+    talker.generate([1, 2], max_tokens=1)
+    for use in (talker.save_cache, talker.load_cache):
+        with pytest.raises(mm.InputError, match="name of a file"):
+            use(path)
+
+
+def test_yesterdays_conversation_is_not_read_again(talker: mm.LLM, tmp_path: Path) -> None:
+    talker.forget()
+    chat = talker.chat()
+    chat.send("Hello", max_tokens=20, seed=1, temperature=1.0)
+    assert talker.save_cache(tmp_path / "cache") > 20
+    talker.forget()
+    assert talker.load_cache(tmp_path / "cache") > 20
+    again = talker.chat(messages=chat.messages)
+    assert again.send("And?", max_tokens=3).stats.reused_tokens > 20
+    (tmp_path / "cache").write_bytes(b"damaged")
+    assert talker.load_cache(tmp_path / "cache") == 0

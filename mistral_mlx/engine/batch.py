@@ -26,7 +26,7 @@ class Batch:
         """An empty batch.
 
         Args:
-            max_tokens: the longest that any sequence becomes, prompt and answer.
+            max_tokens: the longest that any sequence becomes, but for its last token, which nothing follows.
         """
         self.rows: list[Row] = []
         self._model = model

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,12 +93,15 @@ class Prefixes:
         if entry is None or not (reach := entry.reach(wanted)):
             return self._model.make_cache(log=self._log), 0
         back = entry.cache.position - reach
-        if back and self.reuse_bytes + entry.cache.nbytes <= self.max_bytes:
+        if back and self.cache_bytes + self.reuse_bytes <= self.max_bytes:
             cache = entry.cache.copy()  # another answer, or another text that begins alike: the old one stays
+        elif back > reach:  # it would lose more than it gives
+            return self._model.make_cache(log=self._log), 0
         else:
             self._entries = [other for other in self._entries if other is not entry]
             cache = entry.cache
         cache.rewind(back)
+        cache.trim()
         return cache, reach
 
     def put(self, ids: Sequence[int], cache: Cache) -> None:
@@ -149,7 +153,8 @@ class Prefixes:
         except (OSError, RuntimeError) as error:
             raise InputError(f"{path} cannot be written: {error}.", "Choose another place.") from error
         finally:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink()
         return len(entry.ids)
 
     def restore(self, path: Path) -> int:

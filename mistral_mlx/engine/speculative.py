@@ -21,6 +21,8 @@ from mistral_mlx.errors import InputError
 from mistral_mlx.model.cache import Cache
 from mistral_mlx.model.transformer import Transformer
 
+# Tokens that a draft model reads at a time: it must not take much beside the model that it helps.
+_READ = 128
 # Tokens that a step may feed: few lengths, because each is a function to compile.
 LENGTHS = (1, 2, 4, 8)
 
@@ -107,7 +109,7 @@ class ModelDrafter:
         if cache.position and len(new) <= min(2, cache.step_room):  # two where all was accepted, else one
             logits = self._feed(mx.array([new]))
         else:
-            last = prefill(self._model, new, cache, cancelled=cancelled)
+            last = prefill(self._model, new, cache, chunk=_READ, cancelled=cancelled)
             if last is None:
                 del self._held[cache.position :]
                 return []

@@ -21,6 +21,7 @@ A ring is several arrays whose axis 2 is slots: keys and values as they are, or 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
@@ -207,10 +208,11 @@ class LayerCache:
 
     @state.setter
     def state(self, state: LayerState) -> None:
-        capacities = {ring.shape[2] for ring in state.rings} or {0}
-        if capacities != {capacity_for(state.written, self.limit) if state.written else 0}:
+        capacity = max((ring.shape[2] for ring in state.rings), default=0)
+        # A ring that has not its full size yet has not turned: slots are positions.
+        if capacity > self.limit or (capacity < self.limit and state.written > capacity):
             raise InputError(
-                f"A state of {state.written} tokens in {max(capacities)} slots does not fit a cache of {self.limit}.",
+                f"A state of {state.written} tokens in {capacity} slots does not fit a cache of {self.limit}.",
                 "Give it to a cache made for the same model, length and slack.",
             )
         if state.rings and not (self.packing.fits(state.rings) if self.packing else len(state.rings) == 2):
@@ -223,9 +225,8 @@ class LayerCache:
 
     def copy(self) -> LayerCache:
         """An independent one in the same state; memory is shared until one of the two goes on."""
-        other = LayerCache(self.window, self.limit, self.packing, self.log_limit)
-        other.state = self.state
-        other._log, other._logged = list(self._log), self._logged
+        other = copy(self)
+        other._rings, other._log = _settled(self._rings), list(self._log)
         return other
 
     def mask(self, length: int) -> Mask:
@@ -272,10 +273,10 @@ class LayerCache:
         self._store(new)
         return attended
 
-    def reserve(self, tokens: int, like: Sequence[mx.array]) -> None:
-        """Make room for what the next `tokens` tokens bring: arrays like these, each (B, kv_heads, T, …)."""
+    def reserve(self, tokens: int) -> None:
+        """Make room for what the next `tokens` tokens bring to a ring that has begun."""
         end = self.position + tokens
-        self._grow(end, like)
+        self._grow(end, self._rings)
         if self.log_limit and end - self.capacity > self._logged:
             self._log_until(min(end - self.capacity + _LOG_BLOCK, self.position))
 
@@ -311,6 +312,13 @@ class LayerCache:
             rings.append(mx.roll(ring, position % capacity, 2) if position > capacity else ring)
         self._rings, self.position, self._written = rings, position, position
         self._oldest = position - min(part.shape[2] for row in rows for part in row)
+
+    def trim(self) -> None:
+        """Give back slots that were allocated for tokens which have been taken back, if the ring has not turned."""
+        capacity = capacity_for(self.position, self.limit)
+        if capacity < self.capacity and self._written <= self.capacity:
+            self._rings = _copied([ring[:, :, :capacity] for ring in self._rings])
+            self._written = self.position
 
     def clear(self) -> None:
         """Let go of everything held; what is left is of no use."""
@@ -470,13 +478,15 @@ class Cache:
         for layer in self.layers:
             layer.rewind(tokens)
 
+    def trim(self) -> None:
+        """Give back what was allocated for tokens that have been taken back."""
+        for layer in self.layers:
+            layer.trim()
+
     def copy(self) -> Cache:
         """An independent cache in the same state, which costs memory only once one of the two goes on."""
-        other = Cache.__new__(Cache)
+        other = copy(self)
         other.layers = [layer.copy() for layer in self.layers]
-        other.packing = self.packing
-        other._starts, other._gathered = self._starts, self._gathered
-        other.max_bytes = self.max_bytes
         return other
 
     @property
@@ -506,7 +516,7 @@ class Cache:
         """
         self._check_room(tokens)
         for layer in self.layers:
-            layer.reserve(tokens, layer.rings)
+            layer.reserve(tokens)
 
     def spans(self, length: int) -> list[Span]:
         """What each layer attends over in a step of `length` tokens, for which there is room."""

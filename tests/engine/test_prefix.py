@@ -16,11 +16,14 @@ import mistral_mlx as mm
 from mistral_mlx.engine.decode import prefill
 from mistral_mlx.engine.prefix import Prefixes, fingerprint
 from mistral_mlx.model import cache as cache_module
+from mistral_mlx.model.cache import cache_bytes
 from mistral_mlx.model.transformer import Transformer
+from mistral_mlx.text.files import Text
 from tests.conftest import TINY, make_model
 
 WINDOWS: dict[str, Any] = {"window": 8, "full": None, "mix": (None, 8), "two windows": (8, 13)}
 MODELS = {name: make_model(sliding_window=window) for name, window in WINDOWS.items()}
+NO_TEXT = Text(mm.TokenizerError("none", ""), mm.TokenizerError("none", ""), False)
 IDS = np.random.default_rng(1).integers(0, TINY.vocab_size, 400).tolist()
 
 
@@ -66,6 +69,36 @@ def test_what_goes_on_is_not_read_again() -> None:
     assert ask(prefixes, model, IDS[:300])[1] == 299  # one is read for its logits
     assert ask(prefixes, model, [*IDS[:150], 1, 2])[1] == 150  # two turns back, by the log
     assert ask(prefixes, model, IDS[:301])[1] == 300  # the other branch is still there
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_answer_may_be_left_anywhere(name: str) -> None:
+    """Also where the step that was built ahead has grown the ring already."""
+    llm = mm.LLM(MODELS[name], NO_TEXT)
+    llm.prefixes.max_bytes = 10**9
+    expected = llm.generate([1, 3, 4, 9], max_tokens=3).tokens
+    for count in range(1, 40):
+        llm.forget()
+        stream = llm.stream([1, 3, 4, 5, 6], max_tokens=60, temperature=1.0, seed=1)
+        for _ in range(count):
+            next(stream, None)
+        stream.close()
+        assert llm.generate([1, 3, 4, 9], max_tokens=3).tokens == expected
+
+
+def test_a_short_text_after_a_long_one_takes_a_short_cache() -> None:
+    model, prefixes = make_model(sliding_window=2048), Prefixes(make_model(sliding_window=2048))
+    ask(prefixes, model, IDS)
+    ask(prefixes, model, [*IDS[:3], 1, 2])
+    assert prefixes.cache_bytes == cache_bytes(model.config, 5, 4)
+
+
+def test_what_would_lose_more_than_it_gives_is_left_alone() -> None:
+    model, prefixes = MODELS["full"], Prefixes(MODELS["full"], 0)
+    ask(prefixes, model, IDS[:300])
+    cache, reused = prefixes.take([IDS[0], 1, 2])
+    assert (cache.position, reused) == (0, 0)
+    assert prefixes.reach(IDS) == 300
 
 
 def test_under_a_small_cap_only_the_slack_is_left() -> None:
