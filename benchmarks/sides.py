@@ -6,9 +6,9 @@ to there are their logits the same, which is checked before anything is timed.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
@@ -24,7 +24,9 @@ from mistral_mlx.engine.decode import PREFILL_CHUNK, Token, decode
 from mistral_mlx.engine.sampling import SamplingParams
 from mistral_mlx.errors import MistralError, TokenizerError
 from mistral_mlx.llm import LLM
-from mistral_mlx.model.cache import Cache, LayerState, capacity_for
+from mistral_mlx.model.cache import Cache
+from mistral_mlx.model.fusion import fuse
+from mistral_mlx.model.ring import LayerState, capacity_for
 from mistral_mlx.model.transformer import Transformer
 from mistral_mlx.models import resolve
 from mistral_mlx.text.files import Text
@@ -65,7 +67,7 @@ class Sides:
     ours: Transformer
     theirs: nn.Module
 
-    @property
+    @cached_property
     def llm(self) -> LLM:
         """Ours as a script holds it, for ids only."""
         none = TokenizerError("Random weights have no tokenizer.", "Give ids.")
@@ -83,7 +85,8 @@ def synthetic(name: str, seed: int = 0) -> Sides:
     ours = Transformer(config)
     ours.load_weights(list(weights.items()))
     mx.eval(ours.parameters())
-    return _checked(Sides(config, _fused(ours), _peer(config, weights, "mistral")))
+    fuse(ours)
+    return _checked(Sides(config, ours, _peer(config, weights, "mistral")))
 
 
 def demo() -> tuple[Sides, LLM]:
@@ -108,16 +111,6 @@ def _peer(config: ModelConfig, weights: dict[str, mx.array], model_type: str) ->
     model = llama.Model(llama.ModelArgs.from_dict(keys))
     model.load_weights(list(weights.items()))
     mx.eval(model.parameters())
-    return model
-
-
-def _fused(model: Transformer) -> Transformer:
-    """With its projections joined, as `load` leaves a model, in versions that do so."""
-    if importlib.util.find_spec("mistral_mlx.model.fusion"):
-        from mistral_mlx.model.fusion import fuse
-
-        fuse(model)
-        mx.eval(model.parameters())
     return model
 
 
@@ -199,9 +192,3 @@ def empty_peer(model: nn.Module) -> list[Any]:
     """mlx-lm's cache before the first token."""
     caches: list[Any] = make_prompt_cache(model)
     return caches
-
-
-def forget(llm: LLM) -> None:
-    """Have ours read its next prompt from the beginning, in versions that keep prefixes."""
-    if hasattr(llm, "forget"):
-        llm.forget()

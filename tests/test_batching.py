@@ -9,7 +9,7 @@ import pytest
 
 import mistral_mlx as mm
 from mistral_mlx.errors import TokenizerError
-from mistral_mlx.model import cache as cache_module
+from mistral_mlx.model import ring as ring_module
 from mistral_mlx.text.files import Text
 from tests.conftest import GOLDEN, make_model
 
@@ -19,7 +19,7 @@ PROMPTS = [[1, *range(3, 3 + n)] for n in (1, 7, 3, 60, 25, 2)] + [[1, *range(3,
 
 @pytest.fixture(autouse=True)
 def _small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_module, "SMALLEST_CAPACITY", 4)
+    monkeypatch.setattr(ring_module, "SMALLEST_CAPACITY", 4)
 
 
 def bare(**changes: Any) -> mm.LLM:

@@ -41,7 +41,7 @@ def test_every_linked_file_is_there() -> None:
 
 
 def test_the_commands_shown_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in set(re.findall(r"mistral-mlx ((?:models )?[a-z]+)", README)):
+    for command in set(re.findall(r"(?:^|`|uv run |\| )mistral-mlx ((?:models )?[a-z]+)", README, re.MULTILINE)):
         with pytest.raises(SystemExit) as stop:
             cli.main([*command.split(), "--help"])
         assert stop.value.code == 0

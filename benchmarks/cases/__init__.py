@@ -47,6 +47,7 @@ CASES = {
     "prefill": Case("Time to read a prompt, against its length", 3),
     "batch": Case("Time for several answers at once", 3),
     "chat": Case("Time to the first token: cold, warm, late in a chat, after an edit", 3),
+    "turns": Case("Twenty turns of one chat with the real model", 2),
     "start": Case("From starting Python to the first token, in processes of their own", 5),
     "graph": Case("Primitives that a step dispatches, and the time to build its graph", 3),
     "speculation": Case("Time for a token of an edited text, with drafts from its own n-grams", 2),

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 from mlx_lm import batch_generate
 
-from benchmarks.paired import OURS, CannotMeasure, Result, Row, interleave
-from benchmarks.sides import CHUNKS, demo, forget, prompt, synthetic
+from benchmarks.paired import OURS, Result, Row, interleave
+from benchmarks.sides import CHUNKS, demo, prompt, synthetic
 from mistral_mlx.llm import LLM
 
 NEW_TOKENS = 32
@@ -30,8 +30,6 @@ PROMPTS = (
 def measure(rounds: int) -> Result:
     """Seconds for all answers."""
     sides, llm = demo()
-    if not hasattr(llm, "batch"):
-        raise CannotMeasure("This version has no LLM.batch.")
     prompts = [llm.encode(text) for text in PROMPTS]
     together, theirs = partial(_ours, llm, prompts), partial(_theirs, sides.theirs, sorted(llm.stop_ids), prompts)
     together(), theirs()  # compiled by then
@@ -55,14 +53,14 @@ def measure(rounds: int) -> Result:
 
 
 def _ours(llm: LLM, prompts: list[list[int]]) -> float:
-    forget(llm)
+    llm.forget()
     start = time.perf_counter()
     llm.batch(prompts, max_tokens=NEW_TOKENS, temperature=0.0)
     return time.perf_counter() - start
 
 
 def _in_sequence(llm: LLM, prompts: list[list[int]]) -> float:
-    forget(llm)
+    llm.forget()
     start = time.perf_counter()
     for ids in prompts:
         llm.generate(ids, max_tokens=NEW_TOKENS, temperature=0.0)

@@ -19,7 +19,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import trim_prompt_cache
 
-from benchmarks.paired import OURS, CannotMeasure, Result, Row
+from benchmarks.paired import OURS, Result, Row
 from benchmarks.sides import CHUNKS, Sides, empty_peer, generate_step, prompt, synthetic
 
 DOCUMENT, QUESTION, ANSWER, TURNS = 1200, 150, 16, 10
@@ -28,9 +28,7 @@ DOCUMENT, QUESTION, ANSWER, TURNS = 1200, 150, 16, 10
 def measure(rounds: int) -> Result:
     """Seconds to the first token."""
     sides = synthetic("chat")
-    if not hasattr(sides.llm, "forget"):
-        raise CannotMeasure("This version keeps no prefixes: there is no LLM.forget.")
-    ours, theirs = _Ours(sides), _Theirs(sides)
+    ours, theirs = Ours(sides), Theirs(sides)
     _play(ours, turns=2), _play(theirs, turns=2)
     scenes: list[list[dict[str, float]]] = [[], []]
     for _ in range(rounds):
@@ -52,7 +50,9 @@ def measure(rounds: int) -> Result:
     return Result("chat", rows, CHUNKS, {"tokens": lengths | {"reused by ours": ours.reused}})
 
 
-class _Side(ABC):
+class Side(ABC):
+    """One of the two, asked by ids, and keeping what it can between its answers."""
+
     def __init__(self, sides: Sides) -> None:
         self.sides = sides
 
@@ -65,14 +65,20 @@ class _Side(ABC):
         """Seconds to the first token, and the answer."""
 
 
-class _Ours(_Side):
+class Ours(Side):
+    """Ours as it is.
+
+    Attributes:
+        reused: tokens of the last prompt that were not read.
+    """
+
     def __init__(self, sides: Sides) -> None:
         super().__init__(sides)
         self.llm = sides.llm
         self.reused = 0
 
     def forget(self) -> None:
-        self.llm.forget()  # type: ignore[attr-defined]
+        self.llm.forget()
 
     def ask(self, ids: list[int], tokens: int = ANSWER) -> tuple[float, list[int]]:
         start, first, answer = time.perf_counter(), 0.0, []
@@ -84,7 +90,7 @@ class _Ours(_Side):
         return first, answer
 
 
-class _Theirs(_Side):
+class Theirs(Side):
     """mlx-lm with its prompt cache kept between turns, and trimmed to what the next prompt shares with it."""
 
     def __init__(self, sides: Sides) -> None:
@@ -110,7 +116,7 @@ class _Theirs(_Side):
         return first, answer
 
 
-def _play(side: _Side, turns: int = TURNS) -> dict[str, float]:
+def _play(side: Side, turns: int = TURNS) -> dict[str, float]:
     config = side.sides.config
     document = prompt(DOCUMENT, config)
     questions = [prompt(QUESTION, config, seed) for seed in range(1, turns + 2)]

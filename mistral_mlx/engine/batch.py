@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from mistral_mlx.engine.choice import Row, Token, choose, read
-from mistral_mlx.model.cache import Cache, reading_mask
+from mistral_mlx.model.cache import Cache
+from mistral_mlx.model.masks import reading_mask
 from mistral_mlx.model.packing import Packing
 from mistral_mlx.model.step import Stepped
 from mistral_mlx.model.transformer import Transformer

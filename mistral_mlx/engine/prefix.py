@@ -22,7 +22,8 @@ from safetensors import SafetensorError, safe_open
 
 from mistral_mlx.backend import memory_limit
 from mistral_mlx.errors import InputError
-from mistral_mlx.model.cache import Cache, LayerState, bytes_per_slot, cache_bytes
+from mistral_mlx.model.cache import Cache, bytes_per_slot, cache_bytes
+from mistral_mlx.model.ring import LayerState
 from mistral_mlx.model.transformer import Transformer
 
 _FORMAT = "mistral-mlx cache 1"
@@ -32,6 +33,10 @@ _FORMAT = "mistral-mlx cache 1"
 class _Entry:
     ids: np.ndarray
     cache: Cache
+
+    @property
+    def nbytes(self) -> int:
+        return self.cache.nbytes + self.cache.log_bytes
 
     def reach(self, ids: np.ndarray) -> int:
         """How many of `ids` the cache can stand after, from the first on."""
@@ -45,7 +50,7 @@ class Prefixes:
     """The caches of one model that are not in use.
 
     Attributes:
-        max_bytes: what is kept at most besides the cache used last.
+        max_reuse_bytes: what is kept at most besides the cache used last.
     """
 
     def __init__(self, model: Transformer, max_bytes: int | None = None) -> None:
@@ -61,10 +66,16 @@ class Prefixes:
         if max_bytes is None:
             max_bytes = cache_bytes(config, usual, size, packing=model.packing)
             max_bytes = max(0, min(max_bytes, (memory_limit() - model.nbytes - max_bytes) // 2))
-        self.max_bytes = max_bytes
-        windowed = sum(window is not None for window in config.windows)
-        self._log = self.max_bytes // (windowed * bytes_per_slot(config, size, model.packing)) if windowed else 0
+        self.max_reuse_bytes = max_bytes
         self._entries: list[_Entry] = []  # the least recently used first
+
+    @property
+    def _log(self) -> int:
+        """Tokens that a cache may log: all that is allowed."""
+        config = self._model.config
+        windowed = sum(window is not None for window in config.windows)
+        slot = bytes_per_slot(config, self._model.dtype.size, self._model.packing)
+        return self.max_reuse_bytes // (windowed * slot) if windowed else 0
 
     @property
     def cache_bytes(self) -> int:
@@ -74,8 +85,7 @@ class Prefixes:
     @property
     def reuse_bytes(self) -> int:
         """Bytes of what is kept besides: older caches, and the logs of all."""
-        older = sum(entry.cache.nbytes for entry in self._entries[:-1])
-        return older + sum(entry.cache.log_bytes for entry in self._entries)
+        return sum(entry.nbytes for entry in self._entries) - self.cache_bytes
 
     def reach(self, ids: Sequence[int]) -> int:
         """How many of the ids need not be read."""
@@ -93,9 +103,9 @@ class Prefixes:
         if entry is None or not (reach := entry.reach(wanted)):
             return self._model.make_cache(log=self._log), 0
         back = entry.cache.position - reach
-        if back and self.cache_bytes + self.reuse_bytes <= self.max_bytes:
+        if back and self.cache_bytes + self.reuse_bytes <= self.max_reuse_bytes:
             cache = entry.cache.copy()  # another answer, or another text that begins alike: the old one stays
-        elif back > reach:  # it would lose more than it gives
+        elif back > reach and entry.nbytes <= self.max_reuse_bytes:  # it would lose more than it gives, and can stay
             return self._model.make_cache(log=self._log), 0
         else:
             self._entries = [other for other in self._entries if other is not entry]
@@ -108,11 +118,10 @@ class Prefixes:
         """Keep a cache that stands after `ids`, and let go of the oldest if that is too much."""
         if cache.position:
             self._entries.append(_Entry(np.asarray(ids[: cache.position], np.int64), cache))
-            self.shrink(self.max_bytes)
+            self._shrink()
 
-    def shrink(self, max_bytes: int) -> None:
-        """Let go of the least recently used until no more than `max_bytes` are kept besides the cache used last."""
-        while self.reuse_bytes > max_bytes and len(self._entries) > 1:
+    def _shrink(self) -> None:
+        while self.reuse_bytes > self.max_reuse_bytes and len(self._entries) > 1:
             del self._entries[0]
 
     def make_room(self, free: int) -> None:

@@ -7,7 +7,8 @@ import mlx.nn as nn
 
 from mistral_mlx.backend import on_gpu
 from mistral_mlx.config import ModelConfig
-from mistral_mlx.model.cache import LayerView, Mask
+from mistral_mlx.model.cache import LayerView
+from mistral_mlx.model.masks import Mask
 from mistral_mlx.model.packing import Packed
 from mistral_mlx.model.rope import RotaryEmbedding
 

@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mistral_mlx.model.cache import Cache, Span, step_mask
+from mistral_mlx.model.cache import Cache
+from mistral_mlx.model.masks import step_mask
 from mistral_mlx.model.packing import Packed, Packing
+from mistral_mlx.model.ring import Span
 
 # Compiled functions kept; a sequence goes through its shapes in order and seldom returns to one. Speculation feeds
 # four lengths, the longer of which reach the next stretch of slots before the shorter.
@@ -67,7 +69,10 @@ class Step:
 
         def forward(tokens: mx.array, end: mx.array, starts: mx.array, *rings: mx.array) -> list[mx.array]:
             positions = end - starts
-            masks = {span: step_mask(slots[span], end, positions, tokens.shape[1], span) for span in slots}
+            masks = {
+                span: step_mask(slots[span], end, positions, tokens.shape[1], span.capacity, span.window)
+                for span in slots
+            }
             places = {span: end % span.capacity for span in slots}
             each = len(rings) // len(spans)
             layers = [

@@ -11,7 +11,8 @@ from mlx.utils import tree_reduce
 
 from mistral_mlx.config import ModelConfig
 from mistral_mlx.model.attention import Attention
-from mistral_mlx.model.cache import Cache, LayerView, Mask, View, window_mask
+from mistral_mlx.model.cache import Cache, LayerView, View
+from mistral_mlx.model.masks import Mask, window_mask
 from mistral_mlx.model.packing import Packing
 from mistral_mlx.model.rope import RotaryEmbedding
 from mistral_mlx.model.step import Step

@@ -13,7 +13,7 @@ from mistral_mlx.engine.batch import Batch, read_together
 from mistral_mlx.engine.choice import Row, Token
 from mistral_mlx.engine.decode import decode, prefill
 from mistral_mlx.engine.sampling import SamplingParams
-from mistral_mlx.model import cache as cache_module
+from mistral_mlx.model import ring as ring_module
 from mistral_mlx.model.transformer import Transformer
 from tests.conftest import TINY, make_model
 
@@ -24,7 +24,7 @@ LONGEST = 120
 
 @pytest.fixture(autouse=True)
 def _small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_module, "SMALLEST_CAPACITY", 4)
+    monkeypatch.setattr(ring_module, "SMALLEST_CAPACITY", 4)
 
 
 def alone(model: Transformer, prompt: list[int], params: SamplingParams) -> list[Token]:

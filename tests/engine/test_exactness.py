@@ -19,7 +19,7 @@ from mistral_mlx.engine.decode import prefill
 from mistral_mlx.engine.sampling import Noise, gumbel
 from mistral_mlx.engine.score import whole_logits
 from mistral_mlx.engine.speculative import LENGTHS, Pace
-from mistral_mlx.model import cache as cache_module
+from mistral_mlx.model import ring as ring_module
 from mistral_mlx.model.cache import Cache
 from mistral_mlx.model.fusion import fuse
 from mistral_mlx.model.step import Step
@@ -119,7 +119,7 @@ def answers(case: Case) -> list[tuple[list[int], mm.Completion]]:
         return Cache(model.config, model.dtype, max_tokens=max_tokens, slack=case.slack, log=log)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache_module, "SMALLEST_CAPACITY", 4)
+        patch.setattr(ring_module, "SMALLEST_CAPACITY", 4)
         patch.setattr("mistral_mlx.llm.prefill", read)
         patch.setattr("mistral_mlx.batching.prefill", read)
         patch.setattr("mistral_mlx.llm.Pace", partial(Wandering, random.Random(case.seed)))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import mistral_mlx as mm
 from mistral_mlx.engine.decode import prefill
 from mistral_mlx.engine.prefix import Prefixes, fingerprint
-from mistral_mlx.model import cache as cache_module
+from mistral_mlx.model import ring as ring_module
 from mistral_mlx.model.cache import cache_bytes
 from mistral_mlx.model.transformer import Transformer
 from mistral_mlx.text.files import Text
@@ -30,8 +30,8 @@ IDS = np.random.default_rng(1).integers(0, TINY.vocab_size, 400).tolist()
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rings turn and logs overflow within a short text."""
-    monkeypatch.setattr(cache_module, "SMALLEST_CAPACITY", 4)
-    monkeypatch.setattr(cache_module, "_LOG_BLOCK", 5)
+    monkeypatch.setattr(ring_module, "SMALLEST_CAPACITY", 4)
+    monkeypatch.setattr(ring_module, "_LOG_BLOCK", 5)
 
 
 def ask(prefixes: Prefixes, model: Transformer, ids: list[int], cut: int = 512) -> tuple[np.ndarray, int]:
@@ -75,7 +75,7 @@ def test_what_goes_on_is_not_read_again() -> None:
 def test_an_answer_may_be_left_anywhere(name: str) -> None:
     """Also where the step that was built ahead has grown the ring already."""
     llm = mm.LLM(MODELS[name], NO_TEXT)
-    llm.prefixes.max_bytes = 10**9
+    llm.prefixes.max_reuse_bytes = 10**9
     expected = llm.generate([1, 3, 4, 9], max_tokens=3).tokens
     for count in range(1, 40):
         llm.forget()
@@ -94,11 +94,14 @@ def test_a_short_text_after_a_long_one_takes_a_short_cache() -> None:
 
 
 def test_what_would_lose_more_than_it_gives_is_left_alone() -> None:
-    model, prefixes = MODELS["full"], Prefixes(MODELS["full"], 0)
+    model = MODELS["full"]
+    prefixes = Prefixes(model, cache_bytes(model.config, 300, 4))
+    ask(prefixes, model, IDS[300:400])
     ask(prefixes, model, IDS[:300])
     cache, reused = prefixes.take([IDS[0], 1, 2])
     assert (cache.position, reused) == (0, 0)
     assert prefixes.reach(IDS) == 300
+    assert prefixes.take([*IDS[:200], 1])[1] == 200  # worth more than what is lost
 
 
 def test_under_a_small_cap_only_the_slack_is_left() -> None:
@@ -117,10 +120,10 @@ def test_the_default_cap_is_one_ring() -> None:
     prefixes = Prefixes(model)
     ring = model.make_cache()
     prefill(model, IDS[:64], ring)
-    assert prefixes.max_bytes == ring.nbytes
+    assert prefixes.max_reuse_bytes == ring.nbytes
     for start in range(0, 100, 10):
         ask(prefixes, model, IDS[start:])
-        assert prefixes.reuse_bytes <= prefixes.max_bytes
+        assert prefixes.reuse_bytes <= prefixes.max_reuse_bytes
         assert prefixes.cache_bytes == model.make_cache().max_bytes
 
 

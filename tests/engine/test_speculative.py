@@ -28,7 +28,7 @@ from mistral_mlx.engine.speculative import (
     decode_speculatively,
 )
 from mistral_mlx.errors import InputError, WeightsError
-from mistral_mlx.model import cache as cache_module
+from mistral_mlx.model import ring as ring_module
 from mistral_mlx.model.cache import Cache
 from mistral_mlx.model.step import Step
 from mistral_mlx.model.transformer import Transformer
@@ -56,7 +56,7 @@ WAYS: list[dict[str, Any]] = [
 @pytest.fixture(autouse=True)
 def _small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Buckets of 4, 8, 16, … so that short sequences cross many."""
-    monkeypatch.setattr(cache_module, "SMALLEST_CAPACITY", 4)
+    monkeypatch.setattr(ring_module, "SMALLEST_CAPACITY", 4)
 
 
 class Wandering(Pace):
@@ -242,7 +242,7 @@ def test_speculation_gives_what_plain_decoding_gives_thousands_of_times() -> Non
 @pytest.mark.parametrize("name", MODELS)
 def test_far_beyond_the_wrap(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """20 windows, several turns of the ring, in the compiled steps that everyone uses."""
-    monkeypatch.setattr(cache_module, "SMALLEST_CAPACITY", 256)
+    monkeypatch.setattr(ring_module, "SMALLEST_CAPACITY", 256)
     model, length = COMPILED[name], 160
     options: dict[str, Any] = {"temperature": 0.7, "seed": 5, "max_tokens": length}
     expected = told(name, tuple(options.items()))

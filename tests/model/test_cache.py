@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from mistral_mlx.config import ModelConfig
 from mistral_mlx.errors import ContextError, InputError
-from mistral_mlx.model import cache as cache_module
-from mistral_mlx.model.cache import Cache, LayerCache, cache_bytes, capacity_for, window_mask
+from mistral_mlx.model import ring as ring_module
+from mistral_mlx.model.cache import Cache, cache_bytes
+from mistral_mlx.model.masks import window_mask
+from mistral_mlx.model.ring import LayerCache, capacity_for
 from mistral_mlx.model.transformer import Transformer
 from tests.conftest import TINY, make_model
 
@@ -28,7 +30,7 @@ WHOLE = {name: np.array(model(mx.array([IDS]))[0]) for name, model in MODELS.ite
 @pytest.fixture(autouse=True)
 def _small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Buckets of 4, 8, 16, … so that short sequences cross many."""
-    monkeypatch.setattr(cache_module, "SMALLEST_CAPACITY", 4)
+    monkeypatch.setattr(ring_module, "SMALLEST_CAPACITY", 4)
 
 
 def read(model: Transformer, cache: Cache, ids: list[int], cuts: list[int] = []) -> np.ndarray:  # noqa: B006
@@ -204,7 +206,7 @@ def test_masks_are_boolean_and_shared_by_layers_with_one_window() -> None:
 
 
 def test_a_short_chat_pays_for_a_short_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_module, "SMALLEST_CAPACITY", 256)
+    monkeypatch.setattr(ring_module, "SMALLEST_CAPACITY", 256)
     assert [capacity_for(n, 4224) for n in (1, 256, 257, 4096, 4097, 10**6)] == [256, 256, 512, 4096, 4224, 4224]
 
 

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 import mistral_mlx as mm
 from mistral_mlx.engine.decode import decode, prefill
 from mistral_mlx.engine.sampling import SamplingParams
-from mistral_mlx.model import cache as cache_module
+from mistral_mlx.model import ring as ring_module
 from mistral_mlx.model.attention import packed_attention
-from mistral_mlx.model.cache import Cache, LayerCache, bytes_per_slot, cache_bytes, window_mask
+from mistral_mlx.model.cache import Cache, bytes_per_slot, cache_bytes
+from mistral_mlx.model.masks import window_mask
 from mistral_mlx.model.packing import Packing
+from mistral_mlx.model.ring import LayerCache
 from mistral_mlx.model.transformer import Transformer
 from tests.conftest import TINY, make_model
 
@@ -65,7 +67,7 @@ WHOLE = {(name, bits): whole(MODELS[name], PACKINGS[bits], IDS) for name in MODE
 @pytest.fixture(autouse=True)
 def _small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Buckets of 4, 8, 16, … so that short sequences cross many."""
-    monkeypatch.setattr(cache_module, "SMALLEST_CAPACITY", 4)
+    monkeypatch.setattr(ring_module, "SMALLEST_CAPACITY", 4)
 
 
 def make_cache(name: str, bits: int, slack: int = 5) -> Cache:
@@ -294,7 +296,7 @@ reaches the sea at Alexandria. Most of the population and cities of Egypt lie al
 
 @pytest.mark.slow
 def test_the_loss_on_a_text_is_small(demo: mm.LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_module, "SMALLEST_CAPACITY", 256)
+    monkeypatch.setattr(ring_module, "SMALLEST_CAPACITY", 256)
     ids = demo.encode(PARAGRAPH)
 
     def logprobs(bits: int | None) -> mx.array:
