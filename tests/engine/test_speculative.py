@@ -227,7 +227,7 @@ def test_speculation_gives_what_plain_decoding_gives(case: Case) -> None:
 def test_speculation_gives_what_plain_decoding_gives_thousands_of_times() -> None:
     near, count = 0, 0
 
-    @settings(max_examples=3000, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=1000, suppress_health_check=list(HealthCheck), database=None)
     @given(cases)
     def run(case: Case) -> None:
         nonlocal near, count
