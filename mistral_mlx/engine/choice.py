@@ -70,11 +70,6 @@ class Row:
         self._noise = Noise(params.seed or 0) if params.temperature else None
 
     @property
-    def constrained(self) -> bool:
-        """Whether what may come next is known only once the token before it is."""
-        return self._constraint is not None
-
-    @property
     def over(self) -> bool:
         """Whether the form that the sequence must have is complete."""
         return self._constraint is not None and self._constraint.over

@@ -89,18 +89,21 @@ class Prefixes:
 
     def reach(self, ids: Sequence[int]) -> int:
         """How many of the ids need not be read."""
-        wanted = np.asarray(ids[:-1], np.int64)
-        return max((entry.reach(wanted) for entry in self._entries), default=0)
+        return self._furthest(ids)[0]
+
+    def _furthest(self, ids: Sequence[int]) -> tuple[int, _Entry | None]:
+        """How many of the ids need not be read at best, and what stands after them."""
+        wanted = np.asarray(ids[:-1], np.int64)  # one id at least must be read, for its logits
+        reaches = ((entry.reach(wanted), entry) for entry in self._entries)
+        return max(reaches, key=lambda found: found[0], default=(0, None))
 
     def take(self, ids: Sequence[int]) -> tuple[Cache, int]:
         """A cache that stands after a beginning of `ids`, the longest there is, and the length of that beginning.
 
         It is the caller's: to be given back by `put` once it stands after more, or let go of when a step failed.
         """
-        # One id at least must be read, for its logits.
-        wanted = np.asarray(ids[:-1], np.int64)
-        entry = max(self._entries, key=lambda entry: entry.reach(wanted), default=None)
-        if entry is None or not (reach := entry.reach(wanted)):
+        reach, entry = self._furthest(ids)
+        if entry is None or not reach:
             return self._model.make_cache(log=self._log), 0
         back = entry.cache.position - reach
         if back and self.cache_bytes + self.reuse_bytes <= self.max_reuse_bytes:

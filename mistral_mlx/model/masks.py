@@ -14,8 +14,6 @@ Mask = mx.array | str | None
 def window_mask(queries: int, keys: int, window: int | None) -> Mask:
     """The mask of the last `queries` of `keys` consecutive positions.
 
-    The query at position i sees the keys at j with i - window < j <= i: `window` of them, itself included.
-
     Returns:
         "causal" where the window hides nothing, else a boolean (queries, keys) array.
     """

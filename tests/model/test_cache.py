@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 import mlx.core as mx
@@ -17,8 +16,8 @@ from mistral_mlx.model import ring as ring_module
 from mistral_mlx.model.cache import Cache, cache_bytes
 from mistral_mlx.model.masks import window_mask
 from mistral_mlx.model.ring import LayerCache, capacity_for
-from mistral_mlx.model.transformer import Transformer
 from tests.conftest import TINY, make_model
+from tests.model.reading import read, took_a_wrong_turn
 
 LENGTH = 150
 WINDOWS = {"window": 8, "full": None, "mix": (None, 8), "two windows": (8, 13)}
@@ -31,13 +30,6 @@ WHOLE = {name: np.array(model(mx.array([IDS]))[0]) for name, model in MODELS.ite
 def _small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Buckets of 4, 8, 16, … so that short sequences cross many."""
     monkeypatch.setattr(ring_module, "SMALLEST_CAPACITY", 4)
-
-
-def read(model: Transformer, cache: Cache, ids: list[int], cuts: list[int] = []) -> np.ndarray:  # noqa: B006
-    """Feed ids in pieces that end at `cuts`; logits (T, vocab)."""
-    edges = [0, *sorted({c for c in cuts if 0 < c < len(ids)}), len(ids)]
-    pieces = [model(mx.array([ids[a:b]]), cache) for a, b in itertools.pairwise(edges)]
-    return np.array(mx.concatenate(pieces, axis=1)[0])
 
 
 names = st.sampled_from(list(MODELS))
@@ -65,12 +57,8 @@ def test_rewound_equals_fresh(
         assert again or cache.rewindable >= min(cache.position, log)
         back = data.draw(st.integers(0, min(cache.rewindable, 100)))
         cache.rewind(back)
-        wrong = data.draw(st.lists(st.integers(0, TINY.vocab_size - 1), max_size=6))
-        if wrong:  # a future that did not happen, taken back again
-            read(model, cache, wrong, data.draw(st.lists(st.integers(1, 5), max_size=3)))
-            if cache.rewindable < len(wrong):
-                return
-            cache.rewind(len(wrong))
+        if not took_a_wrong_turn(model, cache, data):
+            return
     start = cache.position
     got = read(model, cache, IDS[start:], [c - start for c in cuts])
     np.testing.assert_allclose(got, WHOLE[name][start:], atol=2e-5)

@@ -22,6 +22,7 @@ from mistral_mlx.model.packing import Packing
 from mistral_mlx.model.ring import LayerCache
 from mistral_mlx.model.transformer import Transformer
 from tests.conftest import TINY, make_model
+from tests.model.reading import read, took_a_wrong_turn
 
 LENGTH = 120
 BITS = (8, 4)
@@ -72,13 +73,6 @@ def _small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make_cache(name: str, bits: int, slack: int = 5) -> Cache:
     return Cache(MODELS[name].config, mx.float32, slack=slack, packing=PACKINGS[bits])
-
-
-def read(model: Transformer, cache: Cache, ids: list[int], cuts: list[int] = []) -> np.ndarray:  # noqa: B006
-    """Feed ids in pieces that end at `cuts`; logits (T, vocab)."""
-    edges = [0, *sorted({c for c in cuts if 0 < c < len(ids)}), len(ids)]
-    pieces = [model(mx.array([ids[a:b]]), cache) for a, b in itertools.pairwise(edges)]
-    return np.array(mx.concatenate(pieces, axis=1)[0])
 
 
 def step(model: Transformer, cache: Cache, ids: list[int], room: int = 1) -> np.ndarray:
@@ -182,12 +176,8 @@ def test_rewound_equals_fresh(
     read(model, cache, IDS[:length], cuts)
     for _ in range(3):
         cache.rewind(data.draw(st.integers(0, min(cache.rewindable, 40))))
-        wrong = data.draw(st.lists(st.integers(0, TINY.vocab_size - 1), max_size=6))
-        if wrong:  # a future that did not happen, taken back again
-            read(model, cache, wrong, data.draw(st.lists(st.integers(1, 5), max_size=3)))
-            if cache.rewindable < len(wrong):
-                return
-            cache.rewind(len(wrong))
+        if not took_a_wrong_turn(model, cache, data):
+            return
     start = cache.position
     got = read(model, cache, IDS[start:], [c - start for c in cuts])
     np.testing.assert_allclose(got, WHOLE[name, bits][start:], atol=TOLERANCE[bits])
