@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mistral_mlx.chat import Chat
-    from mistral_mlx.completion import Chunk, Completion, Stats, ToolCall, ToolCallDelta
+    from mistral_mlx.completion import Chunk, Completion, Forecast, Stats, ToolCall, ToolCallDelta
     from mistral_mlx.config import ModelConfig
     from mistral_mlx.engine.sampling import SamplingParams
     from mistral_mlx.errors import (
@@ -42,6 +42,7 @@ __all__ = [
     "Completion",
     "ConfigError",
     "ContextError",
+    "Forecast",
     "HubError",
     "InputError",
     "Message",
@@ -61,7 +62,7 @@ __all__ = [
 
 _HOMES = {
     "mistral_mlx.chat": ("Chat",),
-    "mistral_mlx.completion": ("Chunk", "Completion", "Stats", "ToolCall", "ToolCallDelta"),
+    "mistral_mlx.completion": ("Chunk", "Completion", "Forecast", "Stats", "ToolCall", "ToolCallDelta"),
     "mistral_mlx.config": ("ModelConfig",),
     "mistral_mlx.engine.sampling": ("SamplingParams",),
     "mistral_mlx.errors": (

@@ -72,7 +72,9 @@ class Answer:
         return Chunk(rest, piece.thinking, piece.tool_calls, finish_reason=finish, stats=stats)
 
 
-def stats(prompt: int, reused: int, count: int, times: tuple[float, float], cache_bytes: int) -> Stats:
+def stats(
+    prompt: int, reused: int, count: int, times: tuple[float, float], cache_bytes: int, reading: tuple[int, ...]
+) -> Stats:
     """What a generation cost that ends now; `times` are when it began and when its first token came."""
     start, first = times
     after = time.perf_counter() - first
@@ -85,4 +87,5 @@ def stats(prompt: int, reused: int, count: int, times: tuple[float, float], cach
         decode_tps=(count - 1) / after if count > 1 else 0.0,
         cache_bytes=cache_bytes,
         peak_memory_bytes=peak_memory(),
+        reading=reading,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import platform
 import sys
 import threading
 import warnings
@@ -136,6 +137,14 @@ def worker_streams() -> list[mx.Stream]:
         _of_thread.streams = [mx.new_stream(mx.cpu) for _ in range(os.cpu_count() or 1)]
     streams: list[mx.Stream] = _of_thread.streams
     return streams
+
+
+def machine() -> str:
+    """The system and the device that MLX computes on, in words."""
+    import mlx.core as mx
+
+    name = str(mx.device_info().get("device_name", "")) if on_gpu() else f"{platform.machine()} CPU"
+    return f"{platform.system()} {platform.release().split('-')[0]}, {name}"
 
 
 def wire_memory() -> bool:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from statistics import median
 
-from mistral_mlx.backend import active_memory, on_gpu, peak_memory, reset_peak_memory
+from mistral_mlx.backend import active_memory, machine, peak_memory, reset_peak_memory
 from mistral_mlx.engine.batch import Batch, read_together
 from mistral_mlx.engine.choice import Row
 from mistral_mlx.engine.decode import Progress, decode, prefill
@@ -145,7 +144,7 @@ def bench(
     llm.forget()
     tell()
     return Report(
-        machine=_machine(), mlx=version("mlx"), dtype=str(model.dtype).removeprefix("mlx.core."), bandwidth=bandwidth,
+        machine=machine(), mlx=version("mlx"), dtype=str(model.dtype).removeprefix("mlx.core."), bandwidth=bandwidth,
         weights_read=weights, reading=reading, writing=writing, together=together, first_token_prompt=len(prompt),
         first_token_s=first, again_s=again, peak_bytes=peak,
     )  # fmt: skip
@@ -235,8 +234,3 @@ def _ids(llm: LLM, tokens: int, seed: int) -> list[int]:
     key = mx.random.key(seed)
     ids: list[int] = mx.random.randint(0, llm.config.vocab_size, (tokens,), key=key).tolist()  # type: ignore[assignment]
     return ids
-
-
-def _machine() -> str:
-    name = str(mx.device_info().get("device_name", "")) if on_gpu() else f"{platform.machine()} CPU"
-    return f"{platform.system()} {platform.release().split('-')[0]}, {name}"

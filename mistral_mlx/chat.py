@@ -8,7 +8,8 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from mistral_mlx.completion import Chunk, Completion, ToolCall, ToolCallDelta, join_calls
+from mistral_mlx.batching import check_lanes
+from mistral_mlx.completion import Chunk, Completion, Forecast, ToolCall, ToolCallDelta, join_calls
 from mistral_mlx.engine.decode import Progress
 from mistral_mlx.engine.sampling import SamplingParams
 from mistral_mlx.errors import ContextError, InputError, OutOfMemoryError, RequestError
@@ -58,6 +59,11 @@ class _Asked:
     answer: _Answer
     reply: Reply
     constraint: FormMatcher | None
+
+    @property
+    def begun_tokens(self) -> int:
+        """How many of the ids are known to be the beginning of the answer."""
+        return len(self.begun_ids or ())
 
 
 @dataclass
@@ -112,7 +118,7 @@ class Chat:
         if self.tools or stable or reasoning_effort is not None:  # what the format has no place for is refused at once
             around: Around = {**self._around, "tools": self.tools}
             self._format.encode([Message("user", "?")], **around)
-        self._open: ref[Generator[Chunk]] | None = None
+        self._open: ref[Generator[Any]] | None = None
 
     @property
     def tools(self) -> tuple[Tool, ...]:
@@ -202,6 +208,59 @@ class Chat:
             raise InputError(f"messages[{index}] is not a message of the user.", "Give the index of one.")
         return Completion.join(self._reply(before[:index], [self._said(text)], options))
 
+    def stream_lanes(
+        self,
+        lanes: Sequence[Mapping[str, Any]],
+        *,
+        cancel: Event | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[tuple[int, Chunk]]:
+        """Answer what stands in `messages` in several ways at once, to compare them and keep one.
+
+        The conversation is read once, and the answers are decoded together, each saying what `reply` would say with its
+        options (as for `LLM.batch`, and without drafts too). Tools that they call are not run, and `messages` stays as
+        it is: the answer to be kept is for the caller to add.
+
+        Args:
+            lanes: options of each answer, fields of SamplingParams; without a seed each gets its own.
+            cancel, progress: as for `LLM.stream`, for all of them.
+
+        Returns:
+            Chunks as they come, each with the index of its lane.
+
+        Raises:
+            MistralError: as `stream_reply`; nothing is begun before all lanes are checked.
+        """
+        check_lanes(lanes)
+        messages, requests = self._so_far(), []
+        for lane in lanes:
+            options = _Options(self._llm.params(lane), self.tools, 0, cancel, progress)
+            asked = self._ask([*messages], options)
+            requests.append(
+                self._llm.request(
+                    asked.ids, options.params, asked.reply, asked.constraint, asked.answer.text, asked.begun_tokens
+                )
+            )
+        answers = self._llm.run_together(requests, cancel=cancel, progress=progress)
+        self._open = ref(answers)
+        return answers
+
+    def forecast(self, text: str | None = None) -> Forecast:
+        """What answering `text`, or without it what stands in `messages`, would read; nothing is read or changed.
+
+        Raises:
+            RequestError: what the model's chat format cannot express.
+            InputError: the text is empty.
+        """
+        ids = self.encode(text)
+        return Forecast(len(ids), self._llm.prefixes.reach(ids))
+
+    def encode(self, text: str | None = None) -> list[int]:
+        """The ids that answering `text`, or without it what stands in `messages`, would read; errors as `forecast`."""
+        before = read_messages(self.messages) if self.messages else []
+        new = [] if text is None else [*self._not_run(before), self._said(text)]
+        return self._encode([*before, *new], _Options(self._llm.params({}), self.tools, 0, None, None))
+
     def _so_far(self) -> list[Message]:
         """The messages, checked; an answer that is still being read is ended, for two would write into one cache."""
         answer = self._open() if self._open else None
@@ -290,8 +349,9 @@ class Chat:
         answer = asked.answer
         calls: list[ToolCall] = []
         run = llm.run(
-            asked.ids, params, asked.reply, asked.constraint, begun=answer.text, cancel=cancel, progress=progress
-        )
+            asked.ids, params, asked.reply, asked.constraint,
+            begun=answer.text, begun_tokens=asked.begun_tokens, cancel=cancel, progress=progress,
+        )  # fmt: skip
         try:
             for chunk in run:
                 answer.add(chunk)

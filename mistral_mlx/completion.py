@@ -23,6 +23,8 @@ class Stats:
         peak_memory_bytes: the most that MLX held meanwhile, weights included.
         drafted_tokens: tokens that were guessed and checked; 0 without a draft (`LLM.draft`).
         accepted_tokens: of these, tokens that are in the answer.
+        reading: how many tokens of the prompt were read at a time, piece by piece: all but those reused.
+        batch: the most answers that were decoded together with this one, itself among them.
     """
 
     prompt_tokens: int
@@ -35,6 +37,21 @@ class Stats:
     peak_memory_bytes: int
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    reading: tuple[int, ...] = ()
+    batch: int = 1
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What an answer would have to read.
+
+    Attributes:
+        prompt_tokens: tokens of the whole prompt.
+        reused_tokens: of these, tokens that need not be read again.
+    """
+
+    prompt_tokens: int
+    reused_tokens: int
 
 
 @dataclass(frozen=True)

@@ -12,20 +12,22 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from importlib.metadata import version
 from numbers import Integral
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any, Literal
 
+from mistral_mlx import __version__
 from mistral_mlx.answer import Answer, stats
-from mistral_mlx.backend import reset_peak_memory, wire_memory
-from mistral_mlx.batching import MOST_ROWS, Request, run_together
+from mistral_mlx.backend import machine, reset_peak_memory, wire_memory
+from mistral_mlx.batching import Request, check_lanes, rows_within, run_together
 from mistral_mlx.chat import Chat
 from mistral_mlx.completion import Chunk, Completion
 from mistral_mlx.config import ModelConfig
 from mistral_mlx.engine.choice import Token
-from mistral_mlx.engine.decode import PREFILL_CHUNK, Progress, ReadingPace, decode, prefill
-from mistral_mlx.engine.prefix import Prefixes
+from mistral_mlx.engine.decode import PREFILL_CHUNK, Progress, Reading, ReadingPace, decode, prefill
+from mistral_mlx.engine.prefix import Prefixes, fingerprint
 from mistral_mlx.engine.sampling import SamplingParams
 from mistral_mlx.engine.score import score, whole_logits
 from mistral_mlx.engine.speculative import Drafter, ModelDrafter, NgramDrafter, Pace, decode_speculatively
@@ -63,7 +65,12 @@ class LLM:
         model: the transformer, for whoever wants arrays.
         instruct: whether it says that it was trained to chat: it brings a chat template.
         prefixes: what was read and said before, and need not be read again.
+        path: where it was loaded from; None if it was not.
+        stored_as: how most of the weights are stored there, as in `models.ModelInfo`.
     """
+
+    path: Path | None = None
+    stored_as: str = ""
 
     def __init__(self, model: Transformer, text: Text) -> None:
         """Put together what `load` found; an error in place of something is raised once that is asked for."""
@@ -93,6 +100,21 @@ class LLM:
         drafter = ModelDrafter(draft.model, self.config.vocab_size) if isinstance(draft, LLM) else None
         self._draft, self._drafter = draft, drafter
         self._seconds: dict[int, float] = {}  # what rounds took, by their length
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the configuration, the precision and all weights, which are read once for it."""
+        return fingerprint(self.model)
+
+    @property
+    def dtype(self) -> str:
+        """The precision that it computes in."""
+        return str(self.model.dtype).removeprefix("mlx.core.")
+
+    @cached_property
+    def build(self) -> dict[str, str]:
+        """What computes here: the versions and the machine on which a seed gives the same text again."""
+        return {"mistral_mlx": __version__, "mlx": version("mlx"), "machine": machine()}
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -175,7 +197,7 @@ class LLM:
             prompt: plain text, which gets a BOS where the model has one, or token ids, which are used as they are.
             cancel: once set, generation ends with finish_reason "cancelled": before the next token, or while the
                 prompt is read before its next piece, which takes about 0.15 s if cancel is given.
-            progress: told (tokens read, all tokens) while the prompt is read.
+            progress: told (tokens read, all tokens) while the prompt is read; those known before count as read.
             sampling: fields of SamplingParams.
 
         Raises:
@@ -185,6 +207,19 @@ class LLM:
             TokenizerError: text or a stop string, and the model came without a tokenizer.
         """
         return self.run(*self._checked_request(prompt, sampling), cancel=cancel, progress=progress)
+
+    def stream_lanes(
+        self,
+        prompt: str | Sequence[int],
+        lanes: Sequence[Mapping[str, Any]],
+        *,
+        cancel: Event | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[tuple[int, Chunk]]:
+        """Carry on one text in several ways at once; arguments and result as for `Chat.stream_lanes`."""
+        check_lanes(lanes)
+        requests = [self.request(*self._checked_request(prompt, lane)) for lane in lanes]
+        return self.run_together(requests, cancel=cancel, progress=progress)
 
     def _checked_request(
         self, prompt: str | Sequence[int], sampling: Mapping[str, Any]
@@ -223,25 +258,9 @@ class LLM:
             raise InputError("batch takes several prompts.", "Give a list of them, or use generate.")
         if not isinstance(prompts, Iterable) or isinstance(prompts, Mapping):
             raise InputError(f"batch takes several prompts, not {type(prompts).__name__}.", "Give a list of them.")
-        requests = []
-        for prompt in prompts:
-            ids, params, reply, constraint = self._checked_request(prompt, sampling)
-            params = self._within_context(params, len(ids))
-            answer = Answer(params, self.stop_ids, reply, constraint)
-            requests.append(Request(ids, params, answer, constraint))
-        if not requests:
-            return []
-        reset_peak_memory()
+        requests = [self.request(*self._checked_request(prompt, sampling)) for prompt in prompts]
         chunks: list[list[Chunk]] = [[] for _ in requests]
-        longest = max(len(r.ids) + r.params.max_tokens - 1 for r in requests)
-        memory = self.memory(longest, max(len(r.ids) for r in requests))
-        # Two more: what is kept of the last prompt, and a layer of each row while one joins.
-        rows = max(1, min((memory.limit - memory.weights - memory.prefill) // memory.cache - 2, MOST_ROWS))
-        self.prefixes.make_room(memory.limit - memory.total - (rows + 1) * memory.cache)
-        for index, chunk in run_together(
-            self.model, self.prefixes, requests, rows, memory.chunk,
-            pace=self._pace if cancel else None, cancelled=cancel.is_set if cancel else None,
-        ):  # fmt: skip
+        for index, chunk in self.run_together(requests, cancel=cancel):
             chunks[index].append(chunk)
             if progress and chunk.stats:
                 progress(sum(bool(c and c[-1].stats) for c in chunks), len(chunks))
@@ -436,6 +455,7 @@ class LLM:
         constraint: FormMatcher | None,
         *,
         begun: str = "",
+        begun_tokens: int = 0,
         cancel: Event | None,
         progress: Progress | None,
     ) -> Generator[Chunk]:
@@ -443,7 +463,7 @@ class LLM:
 
         Args:
             reply: what takes the answer apart; without a tokenizer there are only ids.
-            begun: text of the answer that the prompt ends with.
+            begun, begun_tokens: text of the answer that the prompt ends with, and how many of the ids that is.
         """
         start = first = time.perf_counter()
         reset_peak_memory()
@@ -453,14 +473,14 @@ class LLM:
         memory = self.check_room(len(ids), params.max_tokens)
         cache, reused = self.prefixes.take(ids)
         self.prefixes.make_room(memory.limit - memory.total - cache.log_bytes)
-        said, pace = list(ids), Pace(self._seconds)
+        said, pace, reading = list(ids), Pace(self._seconds), Reading(progress, reused)
         try:
             logits = prefill(
                 self.model, ids[reused:], cache, chunk=memory.chunk,
-                pace=self._pace if cancel else None, progress=progress, cancelled=cancelled,
+                pace=self._pace if cancel else None, progress=reading, cancelled=cancelled,
             )  # fmt: skip
             if logits is not None:
-                tokens = self._tokens(logits, cache, params, ids, constraint, pace, cancelled)
+                tokens = self._tokens(logits, cache, params, ids, begun_tokens, constraint, pace, cancelled)
                 for token in tokens:
                     if answer.count == 0:
                         first = time.perf_counter()
@@ -474,7 +494,7 @@ class LLM:
             raise
         # A step that was broken off comes not here: its layers may stand apart, and it is let go.
         self.prefixes.put(said, cache)
-        cost = stats(len(ids), reused, answer.count, (start, first), cache.nbytes)
+        cost = stats(len(ids), reused, answer.count, (start, first), cache.nbytes, reading.pieces)
         yield answer.end(replace(cost, drafted_tokens=pace.drafted, accepted_tokens=pace.accepted))
 
     def _tokens(
@@ -483,15 +503,54 @@ class LLM:
         cache: Cache,
         params: SamplingParams,
         ids: list[int],
+        begun: int,
         constraint: FormMatcher | None,
         pace: Pace,
         cancelled: Callable[[], bool] | None,
     ) -> Generator[Token]:
         """The tokens of an answer, drafted if that was asked for; what a form allows is known one token at a time."""
         if self.draft is None or constraint:
-            return decode(self.model, logits, cache, params, ids, constraint=constraint, cancelled=cancelled)
+            return decode(
+                self.model, logits, cache, params, ids, begun=begun, constraint=constraint, cancelled=cancelled
+            )
         drafter: Drafter = self._drafter or NgramDrafter()
-        return decode_speculatively(self.model, logits, cache, params, ids, drafter, pace=pace, cancelled=cancelled)
+        return decode_speculatively(
+            self.model, logits, cache, params, ids, drafter, begun=begun, pace=pace, cancelled=cancelled
+        )
+
+    def request(
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        reply: Reply | None,
+        constraint: FormMatcher | None,
+        begun: str = "",
+        begun_tokens: int = 0,
+    ) -> Request:
+        """What `run_together` takes; arguments as for `run`."""
+        params = self._within_context(params, len(ids))
+        return Request(ids, params, Answer(params, self.stop_ids, reply, constraint, begun), constraint, begun_tokens)
+
+    def run_together(
+        self, requests: Sequence[Request], *, cancel: Event | None = None, progress: Progress | None = None
+    ) -> Generator[tuple[int, Chunk]]:
+        """Chunks of several answers as they come, each with the index of its request: as many answers at a time as
+        there is memory for, and without drafts. All of it has been checked.
+
+        Args:
+            progress: told of each prompt that is read alone.
+        """
+        if not requests:
+            return
+        reset_peak_memory()
+        longest = max(len(r.ids) + r.params.max_tokens - 1 for r in requests)
+        memory = self.memory(longest, max(len(r.ids) for r in requests))
+        rows = rows_within(memory)
+        self.prefixes.make_room(memory.limit - memory.total - (rows + 1) * memory.cache)
+        yield from run_together(
+            self.model, self.prefixes, requests, rows, memory.chunk,
+            pace=self._pace if cancel else None, progress=progress, cancelled=cancel.is_set if cancel else None,
+        )  # fmt: skip
 
     def _within_context(self, params: SamplingParams, prompt: int) -> SamplingParams:
         """The same, for no more tokens than the model can attend to after a prompt of that length."""
@@ -509,6 +568,7 @@ def load(
     wired: bool = False,
     draft: str | Path | None = None,
     progress: Progress | None = None,
+    loading: Progress | None = None,
 ) -> LLM:
     """Load a model, fetching it first if it is on the hub and not yet here.
 
@@ -526,6 +586,10 @@ def load(
         draft: "ngram", or a smaller model with the same vocabulary, named as `model` is: what guesses the next tokens,
             for answers that come faster and stay the same; `LLM.draft` is the result.
         progress: told (bytes there, all bytes) while a model is fetched, instead of bars on stderr.
+        loading: told (bytes read, all bytes) while its weights are read; those of a draft come before.
+
+    `progress` and `loading` may end it by an exception of your own, which comes out here: nothing of the model stays in
+    memory, and what was fetched stays on disk for the next time.
 
     Raises:
         MistralError: with what to do about it, if the model cannot be found, fetched, read, or run exactly.
@@ -538,7 +602,7 @@ def load(
         checkpoint = replace(checkpoint, config=config)
     packing = Packing.of(kv_bits, checkpoint.config.head_dim)
     plan = plan_loading(checkpoint, dtype)
-    helper = None if draft in (None, "ngram") else load(draft, dtype=dtype, progress=progress)
+    helper = None if draft in (None, "ngram") else load(draft, dtype=dtype, progress=progress, loading=loading)
     beside = _memory_of_draft(helper, _LEAST_TOKENS, None)
     memory = Memory.predict(checkpoint.config, plan.nbytes, _LEAST_TOKENS, plan.dtype.size, None, packing, beside)
     if not memory.fits:
@@ -546,10 +610,11 @@ def load(
     if wired and not wire_memory():
         raise InputError("Memory can only be wired on a Mac with Metal.", "Leave out wired.")
     text = open_text(checkpoint.path, checkpoint.metadata, checkpoint.config.vocab_size)
-    transformer = load_model(checkpoint, dtype)
+    transformer = load_model(checkpoint, dtype, loading)
     fuse(transformer)
     transformer.packing = packing
     llm = LLM(transformer, text)
+    llm.path, llm.stored_as = checkpoint.path, checkpoint.stored_as
     llm.draft = helper or ("ngram" if draft else None)
     return llm
 

@@ -138,14 +138,22 @@ def pull(model: str, *, progress: hub.Progress | None = None) -> Path:
         HubError: it cannot be fetched.
         InputError: it is no name on the hub.
     """
-    if model == "demo":
-        return _demo()
+    return _demo() if model == "demo" else hub.pull(_on_the_hub(model), progress=progress)
+
+
+def download_size(model: str) -> int:
+    """The bytes that pulling a model would fetch now; 0 if it is here and up to date. Errors as for `pull`."""
+    return 0 if model == "demo" else hub.download_size(_on_the_hub(model))
+
+
+def _on_the_hub(model: str) -> str:
+    """The name on the hub that a name stands for."""
     place = ALIASES.get(model, model)
     if not hub.is_hub_name(place):
         raise InputError(
             f"{model!r} is not the name of a model on the hub.", f"Give owner/name, or one of: {', '.join(ALIASES)}."
         )
-    return hub.pull(place, progress=progress)
+    return place
 
 
 def stored(model: str) -> Entry:
@@ -183,6 +191,7 @@ class ModelInfo:
 
     Attributes:
         stored_bytes: the weights on disk; None where there is only a configuration.
+        stored_as: how most of them are stored, such as BF16, Q4_0 or "4 bits / 64" (numbers that share a scale).
         loaded_bytes: the weights in memory, as `load` would hold them.
         dtype: the type that it would be computed in.
         kv_bits: bits of a number in the cache, scales and biases aside; None for those of `dtype`.
@@ -193,6 +202,7 @@ class ModelInfo:
     config: ModelConfig
     parameters: int
     stored_bytes: int | None
+    stored_as: str
     loaded_bytes: int
     dtype: str
     kv_bits: int | None
@@ -226,6 +236,7 @@ def info(
         config=config,
         parameters=parameters,
         stored_bytes=checkpoint.stored_bytes if checkpoint.tensors else None,
+        stored_as=checkpoint.stored_as,
         loaded_bytes=loaded,
         dtype=str(plan.dtype).removeprefix("mlx.core."),
         kv_bits=kv_bits,

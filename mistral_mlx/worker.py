@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Event, Lock, Thread, current_thread
@@ -29,9 +30,10 @@ class Job:
         cancelled: set once the job should end; `LLM.stream` takes it as `cancel`.
     """
 
-    def __init__(self, messages: SimpleQueue[Message]) -> None:
+    def __init__(self, messages: SimpleQueue[Message], wake: Callable[[], object] | None = None) -> None:
         self.cancelled = Event()
         self._messages = messages
+        self._wake = wake
         self._lock = Lock()
         self._ended = False
 
@@ -45,9 +47,13 @@ class Job:
 
     def _send(self, message: Message, *, last: bool = False) -> None:
         with self._lock:  # a thread that the callable left behind may still tell its progress
-            if not self._ended:
-                self._ended = last
-                self._messages.put(message)
+            if self._ended:
+                return
+            self._ended = last
+            self._messages.put(message)
+        if self._wake:
+            with suppress(Exception):  # a front end that has gone cannot be woken, and ends no thread
+                self._wake()
 
 
 @dataclass(frozen=True)
@@ -117,21 +123,33 @@ class Worker:
         messages: everything the jobs send, for one front end to drain.
     """
 
-    def __init__(self, finish: Callable[[], object] = release_thread) -> None:
+    def __init__(
+        self, finish: Callable[[], object] | None = release_thread, *, wake: Callable[[], object] | None = None
+    ) -> None:
         """Start the thread.
 
         Args:
-            finish: called on it as the last thing; by default MLX lets go of the thread.
+            finish: called on it as the last thing; by default MLX lets go of the thread. None for a thread that touches
+                no MLX: an interpreter that exits does not wait for it.
+            wake: called after each message, on the thread that sent it, so that a front end need not ask again and
+                again; it must be quick, and what it raises is dropped.
         """
         self.messages: SimpleQueue[Message] = SimpleQueue()
         self._queue: SimpleQueue[tuple[Job, Work] | None] = SimpleQueue()
         self._unended: set[Job] = set()
         self._finish = finish
+        self._wake = wake
         self._lock = Lock()  # nothing is queued behind the None that ends the thread
         self._closed = False
         self._thread = Thread(target=self._run_jobs, name="mistral-mlx worker", daemon=True)
         self._thread.start()
-        atexit.register(self._leave)
+        if finish:
+            atexit.register(self._leave)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread lives: what is submitted will run. If it is not, and nobody closed it, it was killed."""
+        return self._thread.is_alive()
 
     def submit(self, work: Work) -> Job:
         """Have `work` called with its job, on the worker's thread.
@@ -148,7 +166,7 @@ class Worker:
         with self._lock:
             if self._closed:
                 raise RuntimeError("The worker is closed: it takes no more jobs.")
-            job = Job(self.messages)
+            job = Job(self.messages, self._wake)
             self._unended.add(job)
             self._queue.put((job, work))
         return job
@@ -191,7 +209,8 @@ class Worker:
             job._send(end, last=True)
             del job, end  # the wait for the next job may be long
         try:
-            self._finish()
+            if self._finish:
+                self._finish()
         finally:
             atexit.unregister(self._leave)
 

@@ -113,3 +113,35 @@ def test_texts_that_begin_alike_are_read_once() -> None:
     shared = [1, *[5, 6, 7] * 100]
     done = llm.batch([[*shared, 8], [*shared, 9], [*shared, 10]], max_tokens=3)
     assert sorted(d.stats.reused_tokens for d in done) == [0, 301, 301]
+
+
+def test_texts_that_are_the_same_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    llm, read = bare(), []
+    reading = type(llm.model).__call__
+    monkeypatch.setattr(
+        type(llm.model), "__call__", lambda self, ids, *a, **k: read.append(ids.size) or reading(self, ids, *a, **k)
+    )
+    options: dict[str, Any] = {"max_tokens": 8, "temperature": 1.0}
+    done = llm.batch([PROMPTS[3]] * 3, **options)
+    assert [tokens for tokens in read if tokens > 3] == [len(PROMPTS[3])]  # steps of the batch have three
+    assert [(d.stats.reading, d.stats.reused_tokens) for d in done] == [((len(PROMPTS[3]),), 0)] * 3
+    assert len({tuple(d.tokens) for d in done}) == 3
+
+
+def test_one_text_is_carried_on_in_several_ways() -> None:
+    llm = bare()
+    lanes: list[dict[str, Any]] = [{"temperature": 1.0, "seed": k, "max_tokens": 9} for k in (3, 4)]
+    said: list[list[int]] = [[], []]
+    for index, chunk in llm.stream_lanes(PROMPTS[3], lanes):
+        said[index] += chunk.tokens
+    assert said == [llm.generate(PROMPTS[3], **lane).tokens for lane in lanes]
+    with pytest.raises(mm.InputError, match="lanes is"):
+        llm.stream_lanes([1], {"seed": 1})  # type: ignore[arg-type]
+
+
+def test_stats_tell_how_many_were_decoded_together() -> None:
+    llm = bare()
+    assert llm.generate([1, 5, 9], max_tokens=3).stats.batch == 1
+    assert [d.stats.batch for d in llm.batch([[1, 5, 9], [1, 5], [7]], max_tokens=3)] == [3, 3, 3]
+    llm.forget()
+    assert [d.stats.reading for d in llm.batch([[1, 5, 9], [1, 5]], max_tokens=3)] == [(3,), (2,)]

@@ -460,6 +460,138 @@ def test_what_belongs_between_two_texts(talkers: Talkers) -> None:
         llm.fill("", "")
 
 
+# ---- lanes and forecasts ------------------------------------------------------------------------------------------
+
+
+def lanes_of(chat: mm.Chat, options: list[dict[str, Any]], **rest: Any) -> list[mm.Completion]:
+    chunks: list[list[mm.Chunk]] = [[] for _ in options]
+    for index, chunk in chat.stream_lanes(options, **rest):
+        chunks[index].append(chunk)
+    return [mm.Completion.join(each) for each in chunks]
+
+
+LANES: list[dict[str, Any]] = [
+    {"temperature": 0.0},
+    {"temperature": 1.0, "seed": 3},
+    {"temperature": 1.0, "seed": 4, "top_k": 5, "max_tokens": 4},
+    {"temperature": 0.7, "seed": 5, "presence_penalty": 0.5, "stop": "e", "logprobs": 2},
+]
+
+
+def test_lanes_say_what_each_says_alone(talkers: Talkers, demo: mm.LLM) -> None:
+    history = [mm.Message("user", "Name a fruit. " * 20)]
+    begun = [*history, mm.Message("assistant", "An app", prefix=True)]
+    for llm in (talkers("v3"), talkers("v13-tekken"), demo):
+        for messages in (history, begun):
+            options = [{"max_tokens": 12, **lane} for lane in LANES]
+            llm.forget()
+            chat, told = llm.chat("Be brief.", messages), list[tuple[int, int]]()
+            before = list(chat.messages)
+            together = lanes_of(chat, options, progress=lambda *each, told=told: told.append(each))
+            assert chat.messages == before
+            prompt = together[0].stats.prompt_tokens
+            assert told[-1] == (prompt, prompt)  # read once
+            assert len(told) < 5
+            for lane, done in zip(options, together, strict=True):
+                alone = llm.chat("Be brief.", messages).reply(**lane)
+                assert (done.text, done.tokens, done.finish_reason) == (alone.text, alone.tokens, alone.finish_reason)
+                assert done.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
+                assert [list(top) for top in done.top_logprobs] == [list(top) for top in alone.top_logprobs]
+            assert max(done.stats.batch for done in together) == 4
+
+
+def test_lanes_are_checked_before_they_begin_and_cancelled_together(talkers: Talkers) -> None:
+    chat = talkers("v3").chat(messages=[mm.Message("user", "Hello")])
+    for wrong in ([{}, {"temperature": -1}], [{"nothing": 1}], {"temperature": 1}, ["warm"], [{}, {"max_rounds": 1}]):
+        with pytest.raises(mm.InputError):
+            chat.stream_lanes(wrong)  # type: ignore[arg-type]
+    with pytest.raises(mm.RequestError, match="empty"):
+        talkers("v3").chat().stream_lanes([{}])
+    assert list(chat.stream_lanes([])) == []
+    cancel = Event()
+    last: dict[int, mm.Chunk] = {}
+    for index, chunk in chat.stream_lanes([{"max_tokens": 500}] * 2, cancel=cancel):
+        last[index] = chunk
+        cancel.set()
+    assert [chunk.finish_reason for chunk in last.values()] == ["cancelled"] * 2
+    lanes = chat.stream_lanes([{"max_tokens": 500}] * 2)
+    next(lanes)
+    chat.send("and?", max_tokens=1)  # ends them
+    assert list(lanes) == []
+
+
+def test_lanes_keep_to_forms_and_show_calls(talkers: Talkers, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = talkers("v3")
+    chat = llm.chat(messages=[mm.Message("user", "Go.")])
+    options = {"temperature": 1.0, "max_tokens": 20}
+    for done in lanes_of(chat, [{"regex": "[0-9]{3}", **options}, {"regex": "[a-z]{2}", **options}]):
+        assert done.finish_reason == "stop"
+        assert re.fullmatch("[0-9]{3}|[a-z]{2}", done.text)
+    ran: list[str] = []
+    called = calling(llm.tokenizer, ("abcDE1234", "note", '{"text": "x"}'))
+    words = iter(called)
+    monkeypatch.setattr(
+        "mistral_mlx.engine.batch.read", lambda chosen, rows: [Token(next(words), 0.0, {}) for _ in rows]
+    )
+
+    def note(text: str) -> str:
+        """Note a text."""
+        ran.append(text)
+        return "noted"
+
+    (done,) = lanes_of(llm.chat(messages=[mm.Message("user", "Go.")], tools=[note]), [{"max_tokens": 50}])
+    assert [(call.name, call.arguments) for call in done.tool_calls] == [("note", '{"text": "x"}')]
+    assert (done.finish_reason, ran) == ("stop", [])
+
+
+def test_a_forecast_is_what_the_answer_then_reads(talkers: Talkers) -> None:
+    for name in ("v1", "v3", "v13-tekken"):
+        llm = talkers(name)
+        llm.forget()
+        chat = llm.chat()
+        for turn in range(4):
+            said = f"turn {turn}, which says something"
+            before, known = list(chat.messages), llm.prefixes.cache_bytes
+            told = chat.forecast(said)
+            assert (chat.messages, llm.prefixes.cache_bytes) == (before, known)
+            cost = chat.send(said, max_tokens=6, temperature=1.0, seed=turn).stats
+            assert (told.prompt_tokens, told.reused_tokens) == (cost.prompt_tokens, cost.reused_tokens)
+        last = llm.chat(messages=[*chat.messages, mm.Message("user", "and?")])
+        told = last.forecast()
+        cost = last.reply(max_tokens=1).stats
+        assert (told.prompt_tokens, told.reused_tokens) == (cost.prompt_tokens, cost.reused_tokens)
+        with pytest.raises(mm.InputError, match="empty"):
+            chat.forecast("")
+
+
+def test_a_forecast_does_not_end_an_answer(talkers: Talkers) -> None:
+    chat = talkers("v3").chat()
+    answer = chat.stream("Hello", max_tokens=5)
+    first = next(answer)
+    assert chat.forecast("and?").prompt_tokens > 0
+    assert len([first, *answer]) >= 5
+
+
+def test_an_answer_goes_on_from_any_of_its_tokens(talkers: Talkers, demo: mm.LLM) -> None:
+    """From ids alone, with the seed and the penalties it had, reading what is new: the fork of an answer."""
+    for llm in (talkers("v1"), talkers("v3"), demo):
+        options = {"temperature": 0.9, "seed": 7, "frequency_penalty": 0.4, "presence_penalty": 0.2}
+        asked = [mm.Message("user", "Tell me of the sea.")]
+        whole = llm.chat(messages=asked).reply(max_tokens=16, **options)
+        for cut in (1, 7, 15):
+            begun = mm.Message("assistant", ids=tuple(whole.tokens[:cut]), prefix=True)
+            chat = llm.chat(messages=[*asked, begun])
+            (token,) = chat.reply(max_tokens=1, temperature=0, logprobs=5).top_logprobs
+            assert len(token) == 5
+            assert token.get(whole.tokens[cut], whole.logprobs[cut]) == pytest.approx(whole.logprobs[cut], abs=1e-4)
+            chat = llm.chat(messages=[*asked, begun])
+            forecast = chat.forecast()
+            assert forecast.reused_tokens == forecast.prompt_tokens - 1
+            rest = chat.reply(max_tokens=16 - cut, **options)
+            assert [*whole.tokens[:cut], *rest.tokens] == whole.tokens
+            assert chat.messages[-1].content == llm.chat(messages=asked).reply(max_tokens=16, **options).text
+
+
 # ---- forms of answers -------------------------------------------------------------------------------------------
 
 

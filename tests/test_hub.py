@@ -288,6 +288,28 @@ def test_an_interrupted_pull_goes_on_later(server: Hub, tmp_path: Path, number: 
     assert server.spans("model.safetensors")[-1] == f"bytes={kept}-"
 
 
+class Enough(Exception):
+    """What a listener ends a pull with."""
+
+
+def test_a_listener_ends_a_pull_and_the_next_goes_on(server: Hub, cache: Path) -> None:
+    server.repos[REPO] = ONE
+    total = sum(map(len, ONE.values()))
+
+    def tell(done: int, _: int) -> None:
+        if done > total / 2:
+            raise Enough
+
+    with pytest.raises(Enough):
+        hub.pull(REPO, progress=tell)
+    assert hub.find(REPO) is None
+    (left,) = cache.rglob("*.incomplete")
+    kept = left.stat().st_size
+    assert hub.download_size(REPO) == len(ONE["model.safetensors"]) - kept < total / 2
+    assert (hub.pull(REPO) / "model.safetensors").read_bytes() == ONE["model.safetensors"]
+    assert server.spans("model.safetensors")[-1] == f"bytes={kept}-"
+
+
 def test_progress_never_falls_and_ends_at_the_total(
     server: Hub, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import shutil
@@ -23,7 +24,7 @@ import mistral_mlx as mm
 from mistral_mlx.engine.prefix import Prefixes
 from mistral_mlx.engine.speculative import LENGTHS, Pace
 from mistral_mlx.model.transformer import Transformer
-from mistral_mlx.models import resolve
+from mistral_mlx.models import info, resolve
 from mistral_mlx.text.files import Text
 from mistral_mlx.text.tokenizer import decode_whole
 from tests.conftest import GOLDEN, TINY, make_model
@@ -235,6 +236,64 @@ def test_on_a_gpu_quantized_weights_stay_packed_and_compute_in_bfloat16(monkeypa
     info = models.info("demo")
     assert info.dtype == "bfloat16"
     assert info.loaded_bytes == plan.nbytes < 100e6
+
+
+def test_stats_tell_how_the_prompt_was_cut(golden: mm.LLM) -> None:
+    golden.forget()
+    prompt = [5, 6, 7, 8] * 150
+    told: list[tuple[int, int]] = []
+    done = golden.generate(prompt, max_tokens=2, progress=lambda *each: told.append(each))
+    assert done.stats.reading == (512, 88)
+    assert told == [(0, 600), (512, 600), (600, 600)]
+    told.clear()
+    again = golden.generate([*prompt, 9], max_tokens=1, progress=lambda *each: told.append(each)).stats
+    assert again.reused_tokens + sum(again.reading) == 601
+    assert told == [(again.reused_tokens, 601), (601, 601)]  # what was known before counts as read
+    stopped = Event()
+    stopped.set()
+    assert golden.generate([3, *prompt], cancel=stopped).stats.reading == ()
+
+
+def test_a_fingerprint_is_of_weights_precision_and_configuration(golden: mm.LLM) -> None:
+    same, packed = mm.load(GOLDEN / "window", dtype="float32"), mm.load(GOLDEN / "window", dtype="float32", kv_bits=8)
+    others = [mm.load(GOLDEN / "full", dtype="float32"), mm.load(GOLDEN / "window", dtype="bfloat16"), packed]
+    assert same.fingerprint == golden.fingerprint
+    assert len({golden.fingerprint, *(other.fingerprint for other in others)}) == 4
+
+
+def test_a_build_names_what_computes(golden: mm.LLM) -> None:
+    assert golden.build["mistral_mlx"] == mm.__version__
+    assert (golden.dtype, golden.stored_as, golden.path) == ("float32", "BF16", GOLDEN / "window")
+    assert golden.build.keys() == {"mistral_mlx", "mlx", "machine"}
+    assert all(golden.build.values())
+
+
+def test_loading_tells_the_bytes_that_were_read() -> None:
+    told: list[tuple[int, int]] = []
+    mm.load(GOLDEN / "window", loading=lambda *each: told.append(each))
+    assert told[0][0] == 0
+    assert told == sorted(told)
+    assert told[-1][0] == told[0][1] == info(GOLDEN / "window").stored_bytes
+    assert len(told) > 20  # each matrix is told
+
+
+@pytest.mark.parametrize("error", [RuntimeError, OSError, KeyboardInterrupt])
+def test_loading_ends_with_what_its_listener_raises(error: type[BaseException]) -> None:
+    """Nothing of the model is left, and the next one loads."""
+    gc.collect()
+    before = mx.get_active_memory()
+
+    def tell(done: int, total: int) -> None:
+        if done > total / 2:
+            raise error("enough")
+
+    with pytest.raises(error, match="enough") as caught:
+        mm.load(GOLDEN / "window", loading=tell)
+    caught.value.__traceback__ = None
+    del caught
+    gc.collect()
+    assert mx.get_active_memory() <= before
+    mm.load(GOLDEN / "window")
 
 
 # ---- penalties, stop strings, alternatives ----------------------------------------------------------------------

@@ -13,6 +13,7 @@ import pytest
 
 import mistral_mlx as mm
 from mistral_mlx import cli, hub, models
+from mistral_mlx.conversion import convert
 from tests.conftest import GOLDEN, TINY
 from tests.hub_server import Hub, point_to
 
@@ -90,6 +91,40 @@ def test_a_short_name_goes_before_a_folder_everywhere(tmp_path: Path, monkeypatc
     assert mm.load("7b").config.sliding_window == 8
     assert models.info("7b").config.sliding_window == 8
     assert models.info("./7b").config.sliding_window is None
+
+
+@pytest.mark.parametrize("name", [REPO, "7b"])
+def test_the_size_of_a_download_is_what_is_still_to_be_fetched(name: str, server: Hub) -> None:
+    whole = sum(map(len, FILES.values()))
+    assert models.download_size(name) == whole
+    assert not server.fetched()
+    server.cuts = {"model.safetensors": [1000] * 50}
+    with pytest.raises(mm.HubError):
+        models.pull(name)
+    server.cuts = {}
+    models.pull(name)
+    assert models.download_size(name) == 0
+
+
+def test_the_size_of_a_download_needs_the_hub(server: Hub, demo: mm.LLM) -> None:
+    assert models.download_size("demo") == 0
+    with pytest.raises(mm.InputError, match="not the name of a model"):
+        models.download_size("nothing-here")
+    with pytest.raises(mm.HubError, match="no model"):
+        models.download_size("nobody/nothing")
+    server.down = True
+    with pytest.raises(mm.HubError, match="network"):
+        models.download_size(REPO)
+
+
+def test_it_is_said_how_weights_are_stored(tmp_path: Path, demo: mm.LLM) -> None:
+    assert models.info(GOLDEN / "window").stored_as == "BF16"
+    assert models.info("demo").stored_as == "Q4_1"
+    convert(GOLDEN / "window", tmp_path / "packed", quantize=8, group_size=32)
+    assert models.info(tmp_path / "packed").stored_as == "8 bits / 32"
+    (tmp_path / "bare").mkdir()
+    shutil.copy(GOLDEN / "window" / "config.json", tmp_path / "bare")
+    assert models.info(tmp_path / "bare").stored_as == ""
 
 
 # ---- windows ----------------------------------------------------------------------------------------------------

@@ -652,6 +652,30 @@ def test_a_thousand_random_sequences_on_one_worker(host: tuple[Worker, mm.LLM]) 
         play(host[0], Random(seed), host[1], list(ENDS), closes=False)
 
 
+# ---- waking the front end ---------------------------------------------------------------------------------------
+
+
+def test_each_message_wakes_the_front_end_on_the_thread_that_sends_it() -> None:
+    woken: list[tuple[int, int]] = []
+    worker = Worker(wake=lambda: woken.append((get_ident(), worker.messages.qsize())))
+    job = worker.submit(lambda job: job.progress(1, 2) or iter("ab"))
+    worker.submit(lambda _: worker.close(wait=False))
+    while worker.alive:
+        time.sleep(0.001)
+    assert [type(m) for m in rest(worker) if m.job is job] == [Started, Progress, Item, Item, Done]
+    woken = woken[:5]
+    assert [size for _, size in woken] == [1, 2, 3, 4, 5]  # what it is woken for is there
+    assert len({thread for thread, _ in woken}) == 1
+    assert get_ident() not in {thread for thread, _ in woken}
+
+
+def test_a_front_end_that_cannot_be_woken_ends_no_thread() -> None:
+    with Worker(wake=lambda: 1 / 0) as worker:
+        run(worker, lambda _: "done")
+        assert worker.alive
+    assert not worker.alive
+
+
 # ---- the end of the process -------------------------------------------------------------------------------------
 
 PRELUDE = f"""

@@ -46,12 +46,13 @@ class Batch:
         """Take in sequences, and draw the first token of each.
 
         Args:
-            logits: (B, vocab), of these tokens.
-            cache: what the sequences have read, a row each; the batch takes it over.
+            logits: (B, vocab), of these tokens; (1, vocab) where all have read the same.
+            cache: what the sequences have read, a row each, or one for all; the batch takes it over.
         """
-        tokens = read(choose(logits, rows), rows)
+        read_once = logits.shape[0] == 1
+        tokens = read(choose(mx.broadcast_to(logits, (len(rows), logits.shape[1])), rows), rows)
         self.rows += rows
-        self._places += [(cache, i) for i in range(len(rows))]
+        self._places += [(cache, 0 if read_once else i) for i in range(len(rows))]
         self._tokens += [token.id for token in tokens]
         self._cache = self._ahead = None
         return tokens

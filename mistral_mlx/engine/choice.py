@@ -61,11 +61,14 @@ class Row:
         vocab_size: int,
         position: int,
         constraint: Constraint | None = None,
+        begun: int = 0,
     ) -> None:
-        """A sequence that has read `prompt`; its next token is at `position`."""
+        """A sequence that has read `prompt`, of which the last `begun` ids began the answer; its next token is at
+        `position`.
+        """
         self.params = params
         self.position = position
-        self._penalties = Penalties(params, prompt, vocab_size)
+        self._penalties = Penalties(params, prompt, vocab_size, begun)
         self._constraint = constraint
         self._noise = Noise(params.seed or 0) if params.temperature else None
 

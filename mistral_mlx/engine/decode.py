@@ -47,6 +47,26 @@ class ReadingPace:
             self.chunk = min(PREFILL_CHUNK, 2 * self.chunk)
 
 
+class Reading:
+    """What `prefill` takes as progress, to know later how it cut the prompt.
+
+    Attributes:
+        pieces: tokens that were read at a time.
+    """
+
+    def __init__(self, progress: Progress | None = None, known: int = 0) -> None:
+        """Pass on what is told, with the tokens of the prompt that were `known` before among those read."""
+        self.pieces: tuple[int, ...] = ()
+        self._progress = progress
+        self._known = known
+
+    def __call__(self, done: int, total: int) -> None:
+        if done:
+            self.pieces += (done - sum(self.pieces),)
+        if self._progress:
+            self._progress(self._known + done, self._known + total)
+
+
 def prefill(
     model: Transformer,
     ids: Sequence[int],
@@ -122,6 +142,7 @@ def decode(
     params: SamplingParams,
     prompt: Sequence[int] = (),
     *,
+    begun: int = 0,
     constraint: Constraint | None = None,
     cancelled: Cancelled | None = None,
 ) -> Generator[Token]:
@@ -129,14 +150,15 @@ def decode(
 
     Args:
         logits: (vocab,), of the first token to generate.
-        prompt: the ids that came before, for the repetition penalty.
+        prompt: the ids that came before, for the penalties.
+        begun: how many of these, the last, count as generated.
         constraint: what the tokens must make up; once it is over, no more come.
         cancelled: asked before each token; once it says yes, no more come.
 
     Raises:
         WeightsError: the logits are not numbers.
     """
-    row = Row(params, prompt, logits.shape[-1], cache.position, constraint)
+    row = Row(params, prompt, logits.shape[-1], cache.position, constraint, begun)
     return steps(model, logits[None], cache, row, params.max_tokens, cancelled=cancelled)
 
 

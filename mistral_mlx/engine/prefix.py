@@ -88,14 +88,27 @@ class Prefixes:
         return sum(entry.nbytes for entry in self._entries) - self.cache_bytes
 
     def reach(self, ids: Sequence[int]) -> int:
-        """How many of the ids need not be read."""
+        """How many of the ids need not be read: as many as `take` would find."""
         return self._furthest(ids)[0]
 
     def _furthest(self, ids: Sequence[int]) -> tuple[int, _Entry | None]:
-        """How many of the ids need not be read at best, and what stands after them."""
+        """How many of the ids need not be read, and what stands after them; none if it would not pay."""
         wanted = np.asarray(ids[:-1], np.int64)  # one id at least must be read, for its logits
         reaches = ((entry.reach(wanted), entry) for entry in self._entries)
-        return max(reaches, key=lambda found: found[0], default=(0, None))
+        # Of those that reach as far, the one with the least to take back.
+        reach, entry = max(reaches, key=lambda found: (found[0], -found[1].cache.position), default=(0, None))
+        if entry is None or not reach:
+            return 0, None
+        back = entry.cache.position - reach
+        # Where there is no room for a copy, a cache that would lose more than it gives stays as it is, if it can.
+        if not self._roomy and back > reach and entry.nbytes <= self.max_reuse_bytes:
+            return 0, None
+        return reach, entry
+
+    @property
+    def _roomy(self) -> bool:
+        """Whether there is room for another copy of what is kept."""
+        return self.cache_bytes + self.reuse_bytes <= self.max_reuse_bytes
 
     def take(self, ids: Sequence[int]) -> tuple[Cache, int]:
         """A cache that stands after a beginning of `ids`, the longest there is, and the length of that beginning.
@@ -103,13 +116,11 @@ class Prefixes:
         It is the caller's: to be given back by `put` once it stands after more, or let go of when a step failed.
         """
         reach, entry = self._furthest(ids)
-        if entry is None or not reach:
+        if entry is None:
             return self._model.make_cache(log=self._log), 0
         back = entry.cache.position - reach
-        if back and self.cache_bytes + self.reuse_bytes <= self.max_reuse_bytes:
+        if back and self._roomy:
             cache = entry.cache.copy()  # another answer, or another text that begins alike: the old one stays
-        elif back > reach and entry.nbytes <= self.max_reuse_bytes:  # it would lose more than it gives, and can stay
-            return self._model.make_cache(log=self._log), 0
         else:
             self._entries = [other for other in self._entries if other is not entry]
             cache = entry.cache

@@ -147,9 +147,13 @@ def _sampler(temperature: float, top_k: int | None, top_p: float, min_p: float) 
 class Penalties:
     """What a request changes about the logits, by the tokens that have come."""
 
-    def __init__(self, params: SamplingParams, prompt: Sequence[int], vocab_size: int) -> None:
+    def __init__(self, params: SamplingParams, prompt: Sequence[int], vocab_size: int, begun: int = 0) -> None:
+        """For what follows `prompt`, whose last `begun` ids were generated before."""
         self._params = params
         self._counts = mx.zeros(vocab_size)  # of generated tokens
+        if begun and self._counting:
+            said = mx.array(list(prompt[-begun:]), mx.uint32)
+            self._counts = self._counts.at[said].add(1)
         self._seen = mx.zeros(vocab_size)  # more than 0 for tokens of the prompt
         self._bias = mx.zeros(vocab_size)
         if params.repetition_penalty != 1:

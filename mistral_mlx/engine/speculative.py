@@ -220,6 +220,7 @@ def decode_speculatively(
     prompt: Sequence[int],
     drafter: Drafter,
     *,
+    begun: int = 0,
     pace: Pace | None = None,
     cancelled: Cancelled | None = None,
 ) -> Generator[Token]:
@@ -231,6 +232,7 @@ def decode_speculatively(
     Args:
         logits: (vocab,), of the first token to generate.
         prompt: the ids that came before.
+        begun: how many of these, the last, count as generated.
         drafter: what guesses; it may be wrong.
         pace: what decides how much to guess, and counts it.
         cancelled: asked before each token; once it says yes, no more come.
@@ -241,7 +243,7 @@ def decode_speculatively(
     pace = pace or Pace()
     group = model.config.num_attention_heads // model.config.num_key_value_heads
     longest = max(2, _FUSED_QUERIES // group)
-    row = Row(params, prompt, logits.shape[-1], cache.position)
+    row = Row(params, prompt, logits.shape[-1], cache.position, begun=begun)
     ids, end = list(prompt), len(prompt) + params.max_tokens
     tokens = steps(model, logits[None], cache, row, 1, cancelled=cancelled)
     while True:

@@ -45,15 +45,13 @@ def pull(name: str, *, progress: Progress | None = None) -> Path:
         The model's folder, or its .gguf file.
 
     Raises:
-        HubError: it cannot be fetched, or the repository holds no model. What was fetched stays for the next attempt.
+        HubError: it cannot be fetched, or the repository holds no model. What was fetched stays for the next attempt,
+            as it does when `progress` ends the pull by an exception of your own.
     """
     repo, which = split_name(name)
     with faults(repo):
-        commit, listing = _ask(repo)
-        side, weights = choose_files(listing, which)
-        check_choice(repo, listing, weights, which)
-        # The weights last: once they are there, so is all the rest.
-        _fetch(repo, commit, [listing[n] for n in side + weights], progress)
+        commit, files = _wanted(repo, which)
+        _fetch(repo, commit, files, progress)
         folder = repo_folder(repo)
         if (found := find_in(folder / "snapshots" / commit, which)) is None:
             raise HubError(
@@ -65,6 +63,29 @@ def pull(name: str, *, progress: Progress | None = None) -> Path:
             ref.parent.mkdir(parents=True, exist_ok=True)
             ref.write_text(commit)
     return found
+
+
+def download_size(name: str) -> int:
+    """The bytes that `pull` would fetch now: all of the model, but for what is there already.
+
+    Raises:
+        HubError: the hub cannot be asked, or the repository holds no model.
+    """
+    repo, which = split_name(name)
+    with faults(repo):
+        commit, files = _wanted(repo, which)
+        return sum(file.size - _bytes_there(repo_folder(repo), commit, file) for file in files)
+
+
+def _wanted(repo: str, which: str | None) -> tuple[str, list[File]]:
+    """The commit that the branch main stands at, and the files of the model that is to be fetched.
+
+    The weights come last: once they are there, so is all the rest.
+    """
+    commit, listing = _ask(repo)
+    side, weights = choose_files(listing, which)
+    check_choice(repo, listing, weights, which)
+    return commit, [listing[name] for name in side + weights]
 
 
 def _ask(repo: str) -> tuple[str, dict[str, File]]:

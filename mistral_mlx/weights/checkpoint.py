@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -57,6 +58,15 @@ class Checkpoint:
     def stored_bytes(self) -> int:
         """Bytes that the tensors take on disk."""
         return sum(t.nbytes for t in self.tensors.values())
+
+    @property
+    def stored_as(self) -> str:
+        """The type that most of the bytes are of, such as BF16, Q4_0 or "4 bits / 64"; empty where there are none."""
+        nbytes: Counter[str] = Counter()
+        for t in self.tensors.values():
+            packed = t.layout and t.stored == t.layout.mode  # by MLX; other files have a word for it
+            nbytes[str(t.layout) if packed else t.stored] += t.nbytes
+        return next((name for name, _ in nbytes.most_common(1)), "")
 
 
 def is_gguf(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -63,7 +64,9 @@ def plan_loading(checkpoint: Checkpoint, dtype: str | None = None) -> LoadingPla
     return LoadingPlan(compute, expand, packed, full)
 
 
-def load_model(checkpoint: Checkpoint, dtype: str | None = None) -> Transformer:
+def load_model(
+    checkpoint: Checkpoint, dtype: str | None = None, progress: Callable[[int, int], None] | None = None
+) -> Transformer:
     """Read the weights.
 
     Args:
@@ -71,6 +74,7 @@ def load_model(checkpoint: Checkpoint, dtype: str | None = None) -> Transformer:
             the stored 16-bit type on a GPU. Quantized weights stay so on a GPU; on the CPU backend, whose quantized
             product costs time linear in the rows, they are expanded where that takes at most half of the memory.
             "keep" leaves weights as they are stored in any case.
+        progress: told (bytes read, all bytes) of the files' tensors, before the first and after each.
 
     Raises:
         InputError: an unknown dtype.
@@ -89,6 +93,9 @@ def load_model(checkpoint: Checkpoint, dtype: str | None = None) -> Transformer:
     model = Transformer(checkpoint.config)
     weights: dict[str, mx.array] = {}
     layouts: dict[str, dict[str, Any]] = {}
+    done = 0
+    if progress:
+        progress(0, checkpoint.stored_bytes)
     for name, tensor in checkpoint.tensors.items():
         try:
             value = tensor.read()
@@ -108,6 +115,9 @@ def load_model(checkpoint: Checkpoint, dtype: str | None = None) -> Transformer:
             weights[name] = value.astype(plan.dtype)
             mx.eval(weights[name])
         del value
+        done += tensor.nbytes
+        if progress:
+            progress(done, checkpoint.stored_bytes)
     if layouts:
         nn.quantize(model, class_predicate=lambda path, _: layouts.get(path, False))
     model.load_weights(list(weights.items()))
