@@ -13,7 +13,7 @@ from io import TextIOWrapper
 from pathlib import Path
 
 from mistral_mlx import __version__
-from mistral_mlx.cli import bench, convert, generate, models, tokens
+from mistral_mlx.cli import bench, chat, convert, generate, models, tokens
 from mistral_mlx.cli.terminal import INTERRUPTED, clear_line
 from mistral_mlx.errors import MistralError
 
@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mistral-mlx", description="Run Mistral models exactly, on Apple's MLX.")
     parser.add_argument("--version", action="version", version=f"mistral-mlx {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    chat.add_to(commands)
     generate.add_to(commands)
     tokens.add_to(commands)
     convert.add_to(commands)
