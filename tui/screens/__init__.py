@@ -1,0 +1,1 @@
+"""What lies over the conversation for a while: each screen does one thing, and Esc leaves it."""
