@@ -10,6 +10,7 @@ import pytest
 
 from mistral_mlx import cli
 from tests.conftest import GOLDEN
+from tui.commands import help_rows
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,6 +32,17 @@ def test_the_quantized_cache_takes_the_bytes_that_it_says(capsys: pytest.Capture
     assert said
     assert said.groups() == (rows["1,024"], rows["8,192"])
     assert rows["8,192"] == rows["131,072"]
+
+
+def test_the_keys_are_those_of_the_chat() -> None:
+    rows = {where: [] for where in ("Message", "Anywhere", "Conversation")}  # type: dict[str, list[str]]
+    for where, keys, what in help_rows():
+        if not keys.startswith("/"):
+            key, _, command = keys.partition("  ")
+            rows[where].append(f"| {key.replace('|', chr(92) + '|')} | {what}{f' (`{command}`)' if command else ''} |")
+    table = [row for where, of in rows.items() for row in (f"| **{where}** | |", *of)]
+    (written,) = re.findall(r"<!-- keys -->\n(.*?)\n<!-- /keys -->", README, re.DOTALL)
+    assert written.splitlines() == ["| Key | |", "|---|---|", *table]
 
 
 def test_every_linked_file_is_there() -> None:

@@ -48,6 +48,11 @@ def measure(rounds: int) -> Result:
     return Result("graph", rows, details={"primitives": kinds, "views": sorted(VIEWS)})
 
 
+def build_ms() -> float:
+    """Milliseconds of Python that a step of a model with as many layers as Mistral 7B needs before MLX can run it."""
+    return _ours(synthetic("tiny32"), CONTEXT).milliseconds
+
+
 @dataclass
 class Step:
     """What came to be evaluated between two tokens.
