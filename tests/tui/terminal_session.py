@@ -110,7 +110,8 @@ class TerminalSession:
         self._closing = False
         self._master, terminal = pty.openpty()
         self._set_size(columns, rows)
-        inherited = {name: value for name, value in os.environ.items() if name not in ("TMUX", "NO_COLOR", "COLUMNS")}
+        unwanted = ("TMUX", "NO_COLOR", "COLUMNS", "LINES")
+        inherited = {name: value for name, value in os.environ.items() if name not in unwanted}
         self.process = subprocess.Popen(
             command,
             stdin=terminal,

@@ -448,7 +448,7 @@ async def test_a_file_that_cannot_be_sent_keeps_the_draft(folder: Path) -> None:
         await pilot.press("enter")
         (refused,) = app.of(Composer.Refused)
         assert isinstance(refused, Composer.Refused)
-        assert refused.error.message == "notes.txt is not there any more."
+        assert refused.error.message == "There is no file notes.txt."
         assert composer.text == "@notes.txt "
         assert app.sent() == []
 

@@ -60,6 +60,8 @@ Compare = Callable[..., None]
 @pytest.fixture
 def compare(snap_compare: Callable[..., bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compare:
     """Runs steps in a chat and compares what is then on the screen."""
+    for name in ("COLUMNS", "LINES"):  # which the comparison leaves behind, for every program that is started later
+        monkeypatch.setenv(name, "0")
     monkeypatch.setattr("tui.widgets.chats.age", lambda then: "2m")
     monkeypatch.setattr("tui.screens.search.age", lambda then: "2m")
     monkeypatch.setattr(session.Answer, "tps", property(lambda self: 61.0))
@@ -148,7 +150,7 @@ def test_reading(compare: Compare, monkeypatch: pytest.MonkeyPatch) -> None:
         assert answer
         chat.app.session._on_progress(210, 380)
 
-    compare(steps, FakeLLM(lambda _: ROLLING, prefill_s=30.0))
+    compare(steps, FakeLLM(lambda _: ROLLING, prefill_s=1.5))
 
 
 def test_stopped(compare: Compare) -> None:

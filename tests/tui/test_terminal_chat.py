@@ -19,6 +19,8 @@ from tests.tui.terminal_session import TerminalSession
 from tui.conversation import Conversation
 from tui.store import Store
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 READY = "memory "  # the line below tells the memory, once a model is there
 PROGRAM = '''
