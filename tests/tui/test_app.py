@@ -764,3 +764,13 @@ async def test_a_failed_round_after_tools_keeps_what_the_tools_gave(tmp_path: Pa
         assert chat.path[1].calls
         assert chat.path[1].receipt
         assert chat.path[2].text == "noon"
+
+
+async def test_the_palette_finds_every_command(tmp_path: Path) -> None:
+    async with chatting(tmp_path) as chat:
+        await chat.pilot.press("ctrl+p")
+        await chat.until_shown("chats: list")
+        await chat.pilot.press(*"receipt")
+        await chat.until_shown("receipt: how an answer was made")
+        await chat.pilot.press("escape")
+        assert (await chat.ask("Hello")).finish == "stop"

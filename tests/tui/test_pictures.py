@@ -278,15 +278,6 @@ def test_tree(compare: Compare) -> None:
     compare(steps)
 
 
-def test_palette(compare: Compare) -> None:
-    async def steps(chat: Chatting) -> None:
-        await chat.pilot.press("ctrl+p")
-        await chat.pilot.press(*"bra")
-        await chat.pilot.pause(0.5)
-
-    compare(steps)
-
-
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (46, 20), (30, 12)])
 def test_sizes(compare: Compare, width: int, height: int) -> None:
     compare(asked, size=(width, height))
