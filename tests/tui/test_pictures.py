@@ -1,6 +1,7 @@
 """Pictures of the screen, compared with those that were looked at when they were made.
 
-After a change that is meant: `uv run pytest tests/tui/test_pictures.py --snapshot-update`, and look at the new ones.
+They are those of one version of Textual. After a change that is meant, look at the new ones:
+`uv run pytest -m slow tests/tui/test_pictures.py --snapshot-update`
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from tui.engine import Engine
 from tui.settings import Settings
 from tui.start import Start, begin
 from tui.store import Store
+
+pytestmark = pytest.mark.slow
 
 GIB = 2**30
 MODELS = [
