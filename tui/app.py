@@ -6,7 +6,7 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from contextvars import Context, copy_context
 from dataclasses import replace
@@ -119,7 +119,7 @@ class ChatApp(SafeTerminal, App[None]):
         self.settings, self._settings_path = chosen, settings_path
         self._problems = problems
         self.engine = engine(self._wake)
-        usual = {**USUAL_SAMPLING, **chosen.sampling, CONTEXT: chosen.context or None}
+        usual = _defaults(chosen.sampling, chosen.context)
         system = chosen.system if start.system is None else start.system
         self.session = Session(store, self.engine, self, usual, system, start.options, start.tools)
         self.actions = Actions(self)
@@ -160,7 +160,7 @@ class ChatApp(SafeTerminal, App[None]):
             self.theme = themes.choose(self._start.theme or self.settings.theme, self.no_color, os.environ)
         except InputError as error:
             self.theme = themes.choose("", self.no_color, os.environ)
-            self.tell(f"{error.message} {error.hint}", fault=True)
+            self.tell(say(error), fault=True)
         if unknown := self.settings.keys.keys() - commands.BY_NAME.keys():
             self.tell(f"Keys were given to {', '.join(sorted(unknown))}: there is no such command.", fault=True)
         self.set_keymap({name: keys for name, keys in self.settings.keys.items() if name not in unknown})
@@ -187,7 +187,6 @@ class ChatApp(SafeTerminal, App[None]):
             self.composer.prompts = store.prompts()
         if start.draft:
             self.composer.load(f"{self.composer.draft}\n\n{start.draft}".strip())
-        self.show_listing()
         name = model_of(start, self.settings, store, self.session.conversation)
         if name:
             self.load_model(name)
@@ -247,7 +246,7 @@ class ChatApp(SafeTerminal, App[None]):
     def _check_sampling(self) -> None:
         """What the settings say of sampling is checked once there is time: it takes the library to do it."""
         usable, problems = settings.check_sampling(self.settings.sampling)
-        self.session.defaults = {**USUAL_SAMPLING, **usable, CONTEXT: self.settings.context or None}
+        self.session.defaults = _defaults(usable, self.settings.context)
         for problem in problems:
             self.tell(f"In the settings: {problem}", fault=True)
 
@@ -275,7 +274,7 @@ class ChatApp(SafeTerminal, App[None]):
     # ---- what the session tells -----------------------------------------------------------------------------------
 
     def show_conversation(self) -> None:
-        """Draw what differs from what is drawn."""
+        """Draw all of it anew, and go to its end."""
         session = self.session
         path = session.conversation.path()
         live = session.answer.turn if session.shows(session.answer) and session.answer else None
@@ -634,7 +633,7 @@ class ChatApp(SafeTerminal, App[None]):
             settled = {**self.settings.sampling, CONTEXT: self.settings.context, **chosen.changed}
             context = settled.pop(CONTEXT) or 0
             sampling = {name: value for name, value in settled.items() if value is not None}
-            self.session.defaults = {**USUAL_SAMPLING, **sampling, CONTEXT: context or None}
+            self.session.defaults = _defaults(sampling, context)
             self.session.system = chosen.system
             self.attempt(self._change_settings, system=chosen.system, sampling=sampling, context=context)
 
@@ -646,6 +645,11 @@ class ChatApp(SafeTerminal, App[None]):
     def _change_settings(self, **changes: Any) -> None:
         before, self.settings = self.settings, replace(self.settings, **changes)
         settings.save(self.settings, before, self._settings_path)
+
+
+def _defaults(sampling: Mapping[str, Any], context: int) -> dict[str, Any]:
+    """What holds where a conversation says nothing of its own, by what the settings say."""
+    return {**USUAL_SAMPLING, **sampling, CONTEXT: context or None}
 
 
 # Commands whose argument may be left out.

@@ -88,9 +88,9 @@ class Tokens:
         """The text that a token brought to `said` (`Turn.said`); empty where a character was not complete."""
         return said[self.ends[index - 1] if index > 0 else 0 : self.ends[index]]
 
-    def copy(self) -> Tokens:
-        """The same, to grow by itself."""
-        return Tokens(self.ids[:], self.logprobs[:], self.ends[:])
+    def copy(self, count: int | None = None) -> Tokens:
+        """The same, or the first `count` of them, to grow by themselves."""
+        return Tokens(self.ids[:count], self.logprobs[:count], self.ends[:count])
 
     def to_bytes(self) -> bytes:
         """All three arrays, twelve bytes a token."""

@@ -265,12 +265,8 @@ def alternatives(llm: LLM, ask: Ask, **given: Any) -> list[Alternative] | None:
 def forecast(llm: LLM, ask: Ask) -> Forecast:
     """What answering would read, and whether it could."""
     ask, left_out = within_context(llm, ask)
-    if llm.instruct:
-        found = chat_of(llm, ask).forecast()
-        prompt, reused = found.prompt_tokens, found.reused_tokens
-    else:
-        ids = plain_ids(llm, ask)
-        prompt, reused = len(ids), llm.prefixes.reach(ids)
+    ids = prompt_of(llm, ask)
+    prompt, reused = len(ids), llm.prefixes.reach(ids)
     try:
         llm.check_room(prompt, llm.params(ask.options).max_tokens)
     except MistralError as error:

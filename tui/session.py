@@ -37,7 +37,7 @@ class View(Protocol):
     """What a session tells the screen; all of it on the screen's thread."""
 
     def show_conversation(self) -> None:
-        """Another conversation or another branch is on."""
+        """Another conversation or another branch is on; the list of them is shown anew too."""
 
     def show_turn(self, turn: Turn) -> None:
         """A turn was added at the end, or has changed."""
@@ -145,7 +145,7 @@ class Session:
         conversation: the one that is shown.
         answer: what is being written, in this conversation or another; None if nothing is.
         waiting: what is sent as soon as it can be, and in which conversation.
-        replay: an answer that is being made again.
+        replaying: an answer that is being made again.
         journal: what is not on disk yet.
         defaults: sampling options where a conversation has none of its own.
         system, asked: the system prompt and the options of new conversations.
@@ -213,7 +213,6 @@ class Session:
         self.journal.mark(conversation, *conversation.turns.values())
         self.save()
         self.show(conversation)
-        self.view.show_listing()
 
     def rename(self, title: str, id: str | None = None) -> None:
         """Give a conversation a title of the user's."""
@@ -238,7 +237,8 @@ class Session:
         self.deleted.append(conversation.id)
         if conversation.id == self.conversation.id:
             self.begin()
-        self.view.show_listing()
+        else:
+            self.view.show_listing()
         return conversation.title or "a draft"
 
     def undelete(self) -> None:
@@ -251,7 +251,6 @@ class Session:
             raise InputError("Nothing was deleted since the start.", "")
         id = self.deleted.pop()
         self.store.undelete(id)
-        self.view.show_listing()
         self.open(id)
 
     def change(self, **changes: Any) -> None:
@@ -465,8 +464,7 @@ class Session:
         end = turn.tokens.ends[index - 1] if index else 0
         thinks = end < len(turn.thinking)
         new.thinking, new.text = turn.said[: min(end, len(turn.thinking))], turn.said[len(turn.thinking) : end]
-        for i in range(index):
-            new.tokens.add([turn.tokens.ids[i]], [turn.tokens.logprobs[i]], turn.tokens.ends[i])
+        new.tokens = turn.tokens.copy(index)
         if thinks:
             new.thinking += other.text
         else:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,26 @@ class Chatting:
         await self.until(lambda: self.app.session.answer is None and not self.app.engine.busy, "the end of it")
 
 
+@contextmanager
+def chat_app(folder: Path, load: Callable[..., Any], start: Start, settings: Settings) -> Iterator[ChatApp]:
+    """The app with its database and its settings in a folder, not begun yet; what it holds is let go of."""
+    store = Store.open(folder / "conversations.db")
+    app = ChatApp(
+        store,
+        settings,
+        start,
+        begin(start, settings, store),
+        settings_path=folder / "settings.toml",
+        engine=partial(Engine, load=load),
+    )
+    try:
+        yield app
+    finally:
+        app.session.finish()
+        app.engine.close()
+        store.close()
+
+
 @asynccontextmanager
 async def chatting(
     folder: Path,
@@ -104,24 +124,11 @@ async def chatting(
         loading(2, 2)
         return model
 
-    store = Store.open(folder / "conversations.db")
     chosen, begun = settings or Settings(theme=THEME), start or Start(model="fake")
-    app = ChatApp(
-        store,
-        chosen,
-        begun,
-        begin(begun, chosen, store),
-        settings_path=folder / "settings.toml",
-        engine=partial(Engine, load=load or loaded),
-    )
-    try:
+    with chat_app(folder, load or loaded, begun, chosen) as app:
         async with app.run_test(size=size) as pilot:
             chat = Chatting(app, pilot)
             await pilot.pause()
             if wait and (start is None or start.model):
                 await chat.until(lambda: app.engine.model, "the model")
             yield chat
-    finally:
-        app.session.finish()
-        app.engine.close()
-        store.close()

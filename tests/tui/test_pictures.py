@@ -7,23 +7,19 @@ They are those of one version of Textual. After a change that is meant, look at 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from textual.pilot import Pilot
 
-from tests.tui.chatting import Chatting
+from tests.tui.chatting import Chatting, chat_app
 from tests.tui.fake_llm import FakeLLM
 from tui import app as app_module
 from tui import session
-from tui.app import ChatApp
 from tui.catalogue import ModelEntry
-from tui.engine import Engine
 from tui.settings import Settings
-from tui.start import Start, begin
-from tui.store import Store
+from tui.start import Start
 
 pytestmark = pytest.mark.slow
 
@@ -81,16 +77,7 @@ def compare(snap_compare: Callable[..., bool], tmp_path: Path, monkeypatch: pyte
         llm = model or FakeLLM(
             lambda text: CODE if "code" in text else ROLLING if "buffer" in text else f"You said: {text}."
         )
-        store = Store.open(tmp_path / "conversations.db")
         chosen, begun = Settings(theme=theme), start or Start(model="mistral-7b")
-        app = ChatApp(
-            store,
-            chosen,
-            begun,
-            begin(begun, chosen, store),
-            settings_path=tmp_path / "settings.toml",
-            engine=partial(Engine, load=lambda *_, **__: llm),
-        )
 
         async def before(pilot: Pilot[Any]) -> None:
             chat = Chatting(app, pilot)
@@ -102,12 +89,8 @@ def compare(snap_compare: Callable[..., bool], tmp_path: Path, monkeypatch: pyte
             app.clear_notifications()
             await pilot.pause()
 
-        try:
+        with chat_app(tmp_path, lambda *_, **__: llm, begun, chosen) as app:
             assert snap_compare(app, terminal_size=size, run_before=before)
-        finally:
-            app.session.finish()
-            app.engine.close()
-            store.close()
 
     return run
 
