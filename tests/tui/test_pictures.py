@@ -85,6 +85,8 @@ def compare(snap_compare: Callable[..., bool], tmp_path: Path, monkeypatch: pyte
             if start is None:
                 await chat.until(lambda: app.engine.model, "the model")
             await steps(chat)
+            for widget in app.screen.query("Input, TextArea"):
+                widget.cursor_blink = False  # or it is by chance on the picture
             await pilot.pause(0.6)  # what settles does
             app.clear_notifications()
             await pilot.pause()
