@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mistral_mlx.config import ModelConfig
     from mistral_mlx.engine.sampling import SamplingParams
     from mistral_mlx.errors import (
+        BusyError,
         ConfigError,
         ContextError,
         HubError,
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
+    "BusyError",
     "Chat",
     "Chunk",
     "Completion",
@@ -66,6 +68,7 @@ _HOMES = {
     "mistral_mlx.config": ("ModelConfig",),
     "mistral_mlx.engine.sampling": ("SamplingParams",),
     "mistral_mlx.errors": (
+        "BusyError",
         "ConfigError",
         "ContextError",
         "HubError",

@@ -45,6 +45,10 @@ class Answer:
         self._constraint = constraint
         self._text = begun
 
+    def again(self, params: SamplingParams, constraint: FormMatcher | None) -> Answer:
+        """The same with other parameters. It has not begun."""
+        return Answer(params, self._stop_ids, self._reply and self._reply.copy(), constraint, self._text)
+
     def feed(self, token: Token) -> Chunk:
         """What a token brings."""
         self.count += 1

@@ -199,10 +199,10 @@ def _settle() -> int:
 
 def _together(llm: LLM, count: int, tokens: int) -> float:
     prompts = [_ids(llm, 32, seed) for seed in range(count)]
-    batch = Batch(llm.model, 32 + tokens + _WARM_UP)
+    batch = Batch(llm.model)
     params = SamplingParams(max_tokens=tokens)
-    logits, cache = read_together(llm.model, prompts)
-    batch.join([Row(params, ids, llm.config.vocab_size, len(ids)) for ids in prompts], logits, cache)
+    logits, read = read_together(llm.model, prompts)
+    batch.join([Row(params, ids, llm.config.vocab_size, len(ids)) for ids in prompts], logits, read)
     taken = []
     for _ in range(tokens):
         began = time.perf_counter()

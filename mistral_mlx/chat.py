@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from threading import Event
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from mistral_mlx.batching import check_lanes
-from mistral_mlx.completion import Chunk, Completion, Forecast, ToolCall, ToolCallDelta, join_calls
+from mistral_mlx.completion import Chunk, Completion, Forecast, ToolCall, join_calls
 from mistral_mlx.engine.decode import Progress
 from mistral_mlx.engine.sampling import SamplingParams
 from mistral_mlx.errors import ContextError, InputError, OutOfMemoryError, RequestError
-from mistral_mlx.text.grammar import FormMatcher
+from mistral_mlx.request import Request
 from mistral_mlx.text.messages import Message, listed, open_calls, read_messages
 from mistral_mlx.text.reply import Piece, Reply
 from mistral_mlx.text.tokenizer import checked_text
-from mistral_mlx.text.tools import NOT_RUN, TOO_LONG, Around, Tool, as_text, read_tools, run_call, runs_here
+from mistral_mlx.text.tools import (
+    AUTO,
+    NOT_RUN,
+    TOO_LONG,
+    Around,
+    Tool,
+    ToolChoice,
+    as_text,
+    read_tools,
+    run_call,
+    runs_here,
+)
 
 if TYPE_CHECKING:
     from mistral_mlx.llm import LLM
@@ -31,58 +42,66 @@ class _Options:
 
     params: SamplingParams
     tools: tuple[Tool, ...]
-    max_rounds: int
-    cancel: Event | None
-    progress: Progress | None
+    choice: ToolChoice = AUTO
+    max_rounds: int = 0
+    cancel: Event | None = None
+    progress: Progress | None = None
 
     @property
     def stopped(self) -> bool:
         return self.cancel is not None and self.cancel.is_set()
 
 
-@dataclass
-class _Asked:
+@dataclass(frozen=True)
+class Asked:
     """What a model is to answer, checked.
 
     Attributes:
         messages: but for a beginning of the answer.
-        ids: the prompt, and that beginning.
-        begun_ids: that beginning's; None if they cannot be told from the prompt's.
-        answer: what stands of the answer already.
-        reply: what takes the answer apart.
-        constraint: what holds it to a form.
+        request: what is read and how it is answered.
     """
 
     messages: list[Message]
-    ids: list[int]
-    begun_ids: list[int] | None
-    answer: _Answer
-    reply: Reply
-    constraint: FormMatcher | None
+    request: Request
+    _llm: LLM
+    _begun: Piece  # what stands of the answer already
+    _begun_ids: list[int] | None  # its ids; None if they cannot be told from the prompt's
 
-    @property
-    def begun_tokens(self) -> int:
-        """How many of the ids are known to be the beginning of the answer."""
-        return len(self.begun_ids or ())
+    def calls(self, chunks: Sequence[Chunk]) -> list[ToolCall]:
+        """The tools that an answer calls, if it came to its end."""
+        if not chunks or chunks[-1].finish_reason != "stop":
+            return []
+        calls = join_calls([*self._begun.tool_calls, *(delta for c in chunks for delta in c.tool_calls)])
+        return calls[: 1 if self._llm.chat_format.one_call else None]
 
+    def turn(self, chunks: Sequence[Chunk]) -> Message:
+        """The answer as it is kept: what was said, with the ids that were sampled for it."""
+        text = self._begun.text + "".join(c.text for c in chunks)
+        thinking = self._begun.thinking + "".join(c.thinking for c in chunks)
+        ids = self._kept(text, [i for c in chunks for i in c.tokens])
+        return Message("assistant", text, ids, thinking, tuple(self.calls(chunks)))
 
-@dataclass
-class _Answer:
-    """What has been said.
+    def _kept(self, text: str, tokens: list[int]) -> tuple[int, ...] | None:
+        """The ids that an answer is kept as: those that were sampled and shown; None to encode it from its text."""
+        if self._begun_ids is None:
+            return None
+        tokenizer, ids = self._llm.tokenizer, [*self._begun_ids, *tokens]
+        if ids[-1] in self._llm.stop_ids:  # the chat format writes its own end of a turn
+            return tuple(ids[:-1])
+        if not self.request.params.stop:
+            return tuple(ids)
 
-    Attributes:
-        tokens: the ids that were sampled for it.
-    """
+        def shown(ids: list[int]) -> str:
+            reply = Reply(tokenizer)
+            return "".join([*(reply.feed(i).text for i in ids), reply.flush().text])
 
-    text: str = ""
-    thinking: str = ""
-    tokens: list[int] = field(default_factory=list)
-    deltas: list[ToolCallDelta] = field(default_factory=list)
-
-    def add(self, piece: Piece | Chunk) -> None:
-        self.text += piece.text
-        self.thinking += piece.thinking
-        self.deltas += piece.tool_calls
+        kept = list(ids)
+        while len(shown(kept)) > len(text):
+            kept.pop()
+        if shown(kept) == text:
+            return tuple(kept)
+        nothing_else = shown(ids) == self._llm.decode(ids)  # but text, which a stop string cut within an id
+        return tuple(tokenizer.encode(text, follows=True)) if nothing_else else None
 
 
 class Chat:
@@ -143,6 +162,9 @@ class Chat:
             tools: what the model may call from now on, as for `LLM.chat`. Functions are run, and the model goes on with
                 their results; of definitions the calls are in the answer, for `answer_calls`.
             max_rounds: how often tools are run before the answer ends with finish_reason "tool_rounds" (8).
+            tool_choice: "auto"; "none" for an answer without calls; "required" for one that calls a tool, or the name
+                of the tool that it calls. Once tools have been run it is "auto".
+            parallel_tool_calls: whether it may call several at once.
             options: as for `LLM.stream`.
 
         Raises:
@@ -232,18 +254,17 @@ class Chat:
             MistralError: as `stream_reply`; nothing is begun before all lanes are checked.
         """
         check_lanes(lanes)
-        messages, requests = self._so_far(), []
-        for lane in lanes:
-            options = _Options(self._llm.params(lane), self.tools, 0, cancel, progress)
-            asked = self._ask([*messages], options)
-            requests.append(
-                self._llm.request(
-                    asked.ids, options.params, asked.reply, asked.constraint, asked.answer.text, asked.begun_tokens
-                )
-            )
+        requests = [self.ask(**lane).request for lane in lanes]
         answers = self._llm.run_together(requests, cancel=cancel, progress=progress)
         self._open = ref(answers)
         return answers
+
+    def ask(self, *, tool_choice: str = "auto", parallel_tool_calls: bool = True, **sampling: Any) -> Asked:
+        """What answering what stands in `messages` takes, for whoever decodes many answers together; arguments and
+        errors as for `stream`.
+        """
+        choice = ToolChoice.of(tool_choice, parallel_tool_calls, self.tools)
+        return self._ask([*self._so_far()], _Options(self._llm.params(sampling), self.tools, choice))
 
     def forecast(self, text: str | None = None) -> Forecast:
         """What answering `text`, or without it what stands in `messages`, would read; nothing is read or changed.
@@ -259,7 +280,7 @@ class Chat:
         """The ids that answering `text`, or without it what stands in `messages`, would read; errors as `forecast`."""
         before = read_messages(self.messages) if self.messages else []
         new = [] if text is None else [*self._not_run(before), self._said(text)]
-        return self._encode([*before, *new], _Options(self._llm.params({}), self.tools, 0, None, None))
+        return self._encode([*before, *new], self._options({}))
 
     def _so_far(self) -> list[Message]:
         """The messages, checked; an answer that is still being read is ended, for two would write into one cache."""
@@ -281,48 +302,61 @@ class Chat:
 
     def _reply(self, before: Sequence[Message], new: Sequence[Message], given: Mapping[str, Any]) -> Iterator[Chunk]:
         """Check everything, then answer the messages."""
-        sampling = dict(given)
-        tools, max_rounds = sampling.pop("tools", None), sampling.pop("max_rounds", _MAX_ROUNDS)
-        cancel, progress = sampling.pop("cancel", None), sampling.pop("progress", None)
-        if isinstance(max_rounds, bool) or not isinstance(max_rounds, int) or max_rounds < 0:
-            raise InputError(f"max_rounds is {max_rounds!r}.", "It must be a whole number from 0.")
-        tools = self.tools if tools is None else read_tools(tools)
-        options = _Options(self._llm.params(sampling), tools, max_rounds, cancel, progress)
+        options = self._options(given)
         answer = self._answers(self._ask([*before, *new], options), options)
         self._open = ref(answer)
         return answer
 
-    def _ask(self, messages: list[Message], options: _Options) -> _Asked:
+    def _options(self, given: Mapping[str, Any]) -> _Options:
+        """All options, checked."""
+        sampling = dict(given)
+        tools, max_rounds = sampling.pop("tools", None), sampling.pop("max_rounds", _MAX_ROUNDS)
+        choice, parallel = sampling.pop("tool_choice", "auto"), sampling.pop("parallel_tool_calls", True)
+        cancel, progress = sampling.pop("cancel", None), sampling.pop("progress", None)
+        if isinstance(max_rounds, bool) or not isinstance(max_rounds, int) or max_rounds < 0:
+            raise InputError(f"max_rounds is {max_rounds!r}.", "It must be a whole number from 0.")
+        tools = self.tools if tools is None else read_tools(tools)
+        choice = ToolChoice.of(choice, parallel, tools)
+        return _Options(self._llm.params(sampling), tools, choice, max_rounds, cancel, progress)
+
+    def _ask(self, messages: list[Message], options: _Options) -> Asked:
         """The prompt, and what reads its answer."""
-        llm, tools = self._llm, options.tools
+        llm, params = self._llm, options.params
         ids = self._encode(messages, options)
-        llm.check_room(len(ids), options.params.max_tokens)
         begun = messages[-1] if messages[-1].prefix else None
-        constraint = llm.constraint(options.params, chat=True, tools=tools)
-        if begun is None:
-            return _Asked(messages, ids, [], _Answer(), Reply(llm.tokenizer), constraint)
-        try:
-            start = self._encode([*messages[:-1], Message("assistant", ids=(), prefix=True)], options)
-        except RequestError:  # the format joins it with the answer before it
-            start = ids
-        before = messages[:-1]
-        if ids[: len(start)] != start or start == ids:
+        before = messages[:-1] if begun else messages
+        if options.choice.never:
+            params = llm.without_calls(params)
+        constraint = llm.constraint(params, chat=True, tools=options.tools, choice=options.choice)
+        start = None if begun is None else self._start_of_answer(before, ids, options)
+        if begun and start is None:
             if constraint:
                 raise RequestError("An answer that was begun so cannot be held to a form.", "Leave out the form.")
-            answer = _Answer(begun.content, begun.thinking)
-            return _Asked(before, ids, None, answer, Reply(llm.tokenizer, continues=True), None)
-        asked = _Asked(before, ids, ids[len(start) :], _Answer(), Reply(llm.tokenizer), constraint)
-        for token in ids[len(start) :]:
-            asked.answer.add(asked.reply.feed(token))
+            request = llm.request(ids, params, Reply(llm.tokenizer, continues=True), None, begun.content)
+            return Asked(before, request, llm, Piece(begun.content, begun.thinking), None)
+        begun_ids = [] if start is None else ids[start:]
+        reply, said = Reply(llm.tokenizer), Piece()
+        for token in begun_ids:
+            said += reply.feed(token)
             if constraint:
                 constraint.accept(token)
-        return asked
+        request = llm.request(ids, params, reply, constraint, said.text, len(begun_ids))
+        return Asked(before, request, llm, said, begun_ids)
+
+    def _start_of_answer(self, before: Sequence[Message], ids: Sequence[int], options: _Options) -> int | None:
+        """Where in the ids an answer that was begun begins; None if the format joins it with what is before it."""
+        try:
+            start = self._encode([*before, Message("assistant", ids=(), prefix=True)], options)
+        except RequestError:
+            return None
+        return len(start) if start != ids and ids[: len(start)] == start else None
 
     def _encode(self, messages: Sequence[Message], options: _Options) -> list[int]:
-        around: Around = {**self._around, "tools": options.tools, "json_schema": options.params.json_schema}
+        tools = () if options.choice.never else options.tools
+        around: Around = {**self._around, "tools": tools, "json_schema": options.params.json_schema}
         return self._llm.checked(self._format.encode(messages, **around))
 
-    def _answers(self, asked: _Asked, options: _Options) -> Generator[Chunk]:
+    def _answers(self, asked: Asked, options: _Options) -> Generator[Chunk]:
         """Answers, one after another, until one calls no tool that is run here."""
         self._tools = options.tools
         for rounds_left in range(options.max_rounds, -1, -1):
@@ -337,57 +371,25 @@ class Chat:
                     results.append(Message("tool", run_call(self.tools, call), tool_call_id=call.id))
             finally:  # what was run stays run
                 self.messages = [*said, *results]
+            options = replace(options, choice=AUTO)
             try:
                 asked = self._ask(self.messages, options)
             except (ContextError, OutOfMemoryError):
                 self.messages = [*said, *(replace(result, content=TOO_LONG) for result in results)]
                 asked = self._ask(self.messages, options)
 
-    def _answer(self, asked: _Asked, options: _Options, *, last: bool) -> Generator[Chunk, None, list[ToolCall]]:
+    def _answer(self, asked: Asked, options: _Options, *, last: bool) -> Generator[Chunk, None, list[ToolCall]]:
         """One answer; returns the calls of tools in it, if it came to its end."""
-        llm, params, cancel, progress = self._llm, options.params, options.cancel, options.progress
-        answer = asked.answer
-        calls: list[ToolCall] = []
-        run = llm.run(
-            asked.ids, params, asked.reply, asked.constraint,
-            begun=answer.text, begun_tokens=asked.begun_tokens, cancel=cancel, progress=progress,
-        )  # fmt: skip
+        chunks: list[Chunk] = []
+        run = self._llm.run(asked.request, cancel=options.cancel, progress=options.progress)
         try:
             for chunk in run:
-                answer.add(chunk)
-                answer.tokens += chunk.tokens
-                if chunk.finish_reason == "stop":
-                    calls = join_calls(answer.deltas)[: 1 if self._format.one_call else None]
-                    if calls and last and runs_here(options.tools, calls):
-                        chunk = replace(chunk, finish_reason="tool_rounds")
+                chunks.append(chunk)
+                if last and runs_here(options.tools, asked.calls(chunks)):
+                    chunk = replace(chunk, finish_reason="tool_rounds")
                 yield chunk
         finally:  # also when the reader stopped listening: what was said stays said
             run.close()
-            if answer.tokens:
-                kept = self._kept(asked, params)
-                turn = Message("assistant", answer.text, kept, answer.thinking, tuple(calls))
-                self.messages = [*asked.messages, turn]
-        return calls
-
-    def _kept(self, asked: _Asked, params: SamplingParams) -> tuple[int, ...] | None:
-        """The ids that an answer is kept as: those that were sampled and shown; None to encode it from its text."""
-        if asked.begun_ids is None:
-            return None
-        answer = asked.answer
-        ids = [*asked.begun_ids, *answer.tokens]
-        if ids[-1] in self._llm.stop_ids:  # the chat format writes its own end of a turn
-            return tuple(ids[:-1])
-        if not params.stop:
-            return tuple(ids)
-
-        def shown(ids: list[int]) -> str:
-            reply = Reply(self._llm.tokenizer)
-            return "".join([*(reply.feed(i).text for i in ids), reply.flush().text])
-
-        kept = list(ids)
-        while len(shown(kept)) > len(answer.text):
-            kept.pop()
-        if shown(kept) == answer.text:
-            return tuple(kept)
-        nothing_else = shown(ids) == self._llm.decode(ids)  # but text, which a stop string cut within an id
-        return tuple(self._llm.tokenizer.encode(answer.text, follows=True)) if nothing_else else None
+            if any(chunk.tokens for chunk in chunks):
+                self.messages = [*asked.messages, asked.turn(chunks)]
+        return asked.calls(chunks)

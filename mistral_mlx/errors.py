@@ -6,6 +6,8 @@ prints `message` and `hint` and never a traceback.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class MistralError(Exception):
     """Something the user gave cannot be used.
@@ -20,7 +22,7 @@ class MistralError(Exception):
         self.message = message
         self.hint = hint
 
-    def __reduce__(self) -> tuple[type[MistralError], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[MistralError], tuple[Any, ...]]:
         # Exception's own reduce would pass the joined text as `message`.
         return type(self), (self.message, self.hint)
 
@@ -55,3 +57,18 @@ class OutOfMemoryError(MistralError):
 
 class HubError(MistralError):
     """A model cannot be fetched from the hub: network, licence, token, name or disk."""
+
+
+class BusyError(MistralError):
+    """There is no room for another request now, though there may be soon.
+
+    Attributes:
+        retry_after: seconds after which to ask again.
+    """
+
+    def __init__(self, message: str, hint: str = "", retry_after: float = 1.0) -> None:
+        super().__init__(message, hint)
+        self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[type[MistralError], tuple[Any, ...]]:
+        return type(self), (self.message, self.hint, self.retry_after)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mistral_mlx import __version__
 from mistral_mlx.answer import Answer, stats
 from mistral_mlx.backend import machine, reset_peak_memory, wire_memory
-from mistral_mlx.batching import Request, check_lanes, rows_within, run_together
+from mistral_mlx.batching import check_lanes, run_together
 from mistral_mlx.chat import Chat
 from mistral_mlx.completion import Chunk, Completion
 from mistral_mlx.config import ModelConfig
@@ -38,13 +38,15 @@ from mistral_mlx.model.fusion import fuse
 from mistral_mlx.model.packing import Packing
 from mistral_mlx.model.transformer import Transformer
 from mistral_mlx.models import Window, change_window, consequence, resolve
+from mistral_mlx.request import Request
+from mistral_mlx.scheduling import Scheduler
 from mistral_mlx.text.chat import ChatFormat
 from mistral_mlx.text.files import Text, open_text
 from mistral_mlx.text.grammar import Form, FormMatcher, Vocabulary
 from mistral_mlx.text.messages import Message
 from mistral_mlx.text.reply import Reply
 from mistral_mlx.text.tokenizer import Tokenizer, decode_whole
-from mistral_mlx.text.tools import Tool
+from mistral_mlx.text.tools import AUTO, Tool, ToolChoice
 from mistral_mlx.weights.checkpoint import open_checkpoint
 from mistral_mlx.weights.loading import load_model, plan_loading
 
@@ -206,7 +208,7 @@ class LLM:
             OutOfMemoryError: keys and values of prompt and answer would not fit beside the weights.
             TokenizerError: text or a stop string, and the model came without a tokenizer.
         """
-        return self.run(*self._checked_request(prompt, sampling), cancel=cancel, progress=progress)
+        return self.run(self.ask(prompt, **sampling), cancel=cancel, progress=progress)
 
     def stream_lanes(
         self,
@@ -218,19 +220,24 @@ class LLM:
     ) -> Iterator[tuple[int, Chunk]]:
         """Carry on one text in several ways at once; arguments and result as for `Chat.stream_lanes`."""
         check_lanes(lanes)
-        requests = [self.request(*self._checked_request(prompt, lane)) for lane in lanes]
+        requests = [self.ask(prompt, **lane) for lane in lanes]
         return self.run_together(requests, cancel=cancel, progress=progress)
 
-    def _checked_request(
-        self, prompt: str | Sequence[int], sampling: Mapping[str, Any]
-    ) -> tuple[list[int], SamplingParams, Reply | None, FormMatcher | None]:
-        """Ids, options, and what takes the answer apart and holds it to a form."""
+    def ask(self, prompt: str | Sequence[int], **sampling: Any) -> Request:
+        """What carrying on a text takes, for whoever decodes many answers together; arguments and errors as for
+        `stream`.
+        """
         params = self.params(sampling)
         ids = self.checked(self.encode(prompt) if isinstance(prompt, str) else prompt)
-        self.check_room(len(ids), params.max_tokens)
         bare = isinstance(self._tokenizer, TokenizerError)
         reply = None if bare else Reply(self.tokenizer, continues=True, plain=True)
-        return ids, params, reply, self.constraint(params, chat=False)
+        return self.request(ids, params, reply, self.constraint(params, chat=False))
+
+    def ask_fill(self, prefix: str, suffix: str, **sampling: Any) -> Request:
+        """The same for what belongs between two texts; arguments and errors as for `fill`."""
+        if not prefix and not suffix:
+            raise InputError("There is nothing to fill between.", "Give a prefix or a suffix.")
+        return self.ask(self.chat_format.fill(prefix, suffix), **sampling)
 
     def batch(
         self,
@@ -258,7 +265,7 @@ class LLM:
             raise InputError("batch takes several prompts.", "Give a list of them, or use generate.")
         if not isinstance(prompts, Iterable) or isinstance(prompts, Mapping):
             raise InputError(f"batch takes several prompts, not {type(prompts).__name__}.", "Give a list of them.")
-        requests = [self.request(*self._checked_request(prompt, sampling)) for prompt in prompts]
+        requests = [self.ask(prompt, **sampling) for prompt in prompts]
         chunks: list[list[Chunk]] = [[] for _ in requests]
         for index, chunk in self.run_together(requests, cancel=cancel):
             chunks[index].append(chunk)
@@ -278,11 +285,17 @@ class LLM:
         """
         return Completion.join(self.stream_fill(prefix, suffix, **options))
 
-    def stream_fill(self, prefix: str, suffix: str, **options: Any) -> Iterator[Chunk]:
+    def stream_fill(
+        self,
+        prefix: str,
+        suffix: str,
+        *,
+        cancel: Event | None = None,
+        progress: Progress | None = None,
+        **sampling: Any,
+    ) -> Iterator[Chunk]:
         """The same, piece by piece."""
-        if not prefix and not suffix:
-            raise InputError("There is nothing to fill between.", "Give a prefix or a suffix.")
-        return self.stream(self.chat_format.fill(prefix, suffix), **options)
+        return self.run(self.ask_fill(prefix, suffix, **sampling), cancel=cancel, progress=progress)
 
     def chat(
         self,
@@ -347,23 +360,33 @@ class LLM:
             _ = self.tokenizer
         return params
 
-    def constraint(self, params: SamplingParams, *, chat: bool, tools: Sequence[Tool] = ()) -> FormMatcher | None:
-        """What holds a new answer to the form that was asked for, if one was, and calls to the schemas of strict tools.
+    def constraint(
+        self, params: SamplingParams, *, chat: bool, tools: Sequence[Tool] = (), choice: ToolChoice = AUTO
+    ) -> FormMatcher | None:
+        """What holds a new answer to the form that was asked for, if one was, and calls to what was asked of them.
 
         Args:
             chat: it begins an answer, rather than carrying on a text; the model may reason first.
-            tools: what it may call instead.
+            tools: what it may call instead; calls of strict ones are held to their schemas.
+            choice: what it may or must call of them.
 
         Raises:
             RequestError: a form that cannot be followed.
             TokenizerError: the model came without a tokenizer.
         """
-        if not params.forms and not any(tool.strict for tool in tools):
+        tools = () if choice.never else tools
+        held = any(tool.strict for tool in tools) or choice.must or not choice.several
+        if not params.forms and not (tools and held):
             return None
         schema = {"type": "object"} if params.json_mode else params.json_schema
-        form = Form(schema, params.regex, tools)
+        form = Form(schema, params.regex, tools, choice)
         form.check()
         return form.begin(self._vocabulary, continues=not chat, thinks=chat)
+
+    def without_calls(self, params: SamplingParams) -> SamplingParams:
+        """The same, for an answer that calls no tool."""
+        mark = self.tokenizer.control.get("[TOOL_CALLS]")
+        return params if mark is None else replace(params, logit_bias={**params.logit_bias, mark: -1e30})
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
@@ -448,29 +471,13 @@ class LLM:
         return Memory.predict(self.config, model.nbytes, tokens, model.dtype.size, prompt, model.packing, draft)
 
     def run(
-        self,
-        ids: list[int],
-        params: SamplingParams,
-        reply: Reply | None,
-        constraint: FormMatcher | None,
-        *,
-        begun: str = "",
-        begun_tokens: int = 0,
-        cancel: Event | None,
-        progress: Progress | None,
+        self, request: Request, *, cancel: Event | None = None, progress: Progress | None = None
     ) -> Generator[Chunk]:
-        """Read ids, as far as they have not been read before, then generate. All of it has been checked.
-
-        Args:
-            reply: what takes the answer apart; without a tokenizer there are only ids.
-            begun, begun_tokens: text of the answer that the prompt ends with, and how many of the ids that is.
-        """
+        """Read a prompt, as far as it has not been read before, then generate."""
         start = first = time.perf_counter()
         reset_peak_memory()
         cancelled: Callable[[], bool] | None = cancel.is_set if cancel else None
-        params = self._within_context(params, len(ids))
-        answer = Answer(params, self.stop_ids, reply, constraint, begun)
-        memory = self.check_room(len(ids), params.max_tokens)
+        ids, answer, memory = request.ids, request.answer, request.memory
         cache, reused = self.prefixes.take(ids)
         self.prefixes.make_room(memory.limit - memory.total - cache.log_bytes)
         said, pace, reading = list(ids), Pace(self._seconds), Reading(progress, reused)
@@ -480,7 +487,7 @@ class LLM:
                 pace=self._pace if cancel else None, progress=reading, cancelled=cancelled,
             )  # fmt: skip
             if logits is not None:
-                tokens = self._tokens(logits, cache, params, ids, begun_tokens, constraint, pace, cancelled)
+                tokens = self._tokens(logits, cache, request, pace, cancelled)
                 for token in tokens:
                     if answer.count == 0:
                         first = time.perf_counter()
@@ -498,17 +505,10 @@ class LLM:
         yield answer.end(replace(cost, drafted_tokens=pace.drafted, accepted_tokens=pace.accepted))
 
     def _tokens(
-        self,
-        logits: mx.array,
-        cache: Cache,
-        params: SamplingParams,
-        ids: list[int],
-        begun: int,
-        constraint: FormMatcher | None,
-        pace: Pace,
-        cancelled: Callable[[], bool] | None,
+        self, logits: mx.array, cache: Cache, request: Request, pace: Pace, cancelled: Callable[[], bool] | None
     ) -> Generator[Token]:
         """The tokens of an answer, drafted if that was asked for; what a form allows is known one token at a time."""
+        ids, params, begun, constraint = request.ids, request.params, request.begun, request.constraint
         if self.draft is None or constraint:
             return decode(
                 self.model, logits, cache, params, ids, begun=begun, constraint=constraint, cancelled=cancelled
@@ -524,12 +524,24 @@ class LLM:
         params: SamplingParams,
         reply: Reply | None,
         constraint: FormMatcher | None,
-        begun: str = "",
-        begun_tokens: int = 0,
+        said: str = "",
+        begun: int = 0,
     ) -> Request:
-        """What `run_together` takes; arguments as for `run`."""
+        """What is to be read and answered.
+
+        Args:
+            ids, params: checked.
+            reply: what takes the answer apart; without a tokenizer there are only ids.
+            constraint: what holds it to a form.
+            said, begun: text of the answer that the prompt ends with, and how many of the ids are known to be that.
+
+        Raises:
+            ContextError, OutOfMemoryError: as `check_room`.
+        """
+        memory = self.check_room(len(ids), params.max_tokens)
         params = self._within_context(params, len(ids))
-        return Request(ids, params, Answer(params, self.stop_ids, reply, constraint, begun), constraint, begun_tokens)
+        answer = Answer(params, self.stop_ids, reply, constraint, said)
+        return Request(ids, params, answer, memory, constraint, begun)
 
     def run_together(
         self, requests: Sequence[Request], *, cancel: Event | None = None, progress: Progress | None = None
@@ -540,17 +552,9 @@ class LLM:
         Args:
             progress: told of each prompt that is read alone.
         """
-        if not requests:
-            return
         reset_peak_memory()
-        longest = max(len(r.ids) + r.params.max_tokens - 1 for r in requests)
-        memory = self.memory(longest, max(len(r.ids) for r in requests))
-        rows = rows_within(memory)
-        self.prefixes.make_room(memory.limit - memory.total - (rows + 1) * memory.cache)
-        yield from run_together(
-            self.model, self.prefixes, requests, rows, memory.chunk,
-            pace=self._pace if cancel else None, progress=progress, cancelled=cancel.is_set if cancel else None,
-        )  # fmt: skip
+        scheduler = Scheduler(self.model, self.prefixes, pace=self._pace if cancel else None, progress=progress)
+        yield from run_together(scheduler, requests, cancel.is_set if cancel else None)
 
     def _within_context(self, params: SamplingParams, prompt: int) -> SamplingParams:
         """The same, for no more tokens than the model can attend to after a prompt of that length."""

@@ -80,14 +80,14 @@ def quick(*names: str) -> list[Any]:
     return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in FORMATS]
 
 
-@pytest.mark.parametrize("name", quick("v1", "v3"))
+@pytest.mark.parametrize("name", quick("v3"))
 def test_fifty_sampled_turns_each_begin_the_next(name: str, talkers: Talkers, monkeypatch: pytest.MonkeyPatch) -> None:
     """At temperature 1, whatever a random model says, control tokens and broken characters among it."""
     llm = talkers(name)
     chat = llm.chat("Be brief.", stable=True)
     prompts: list[list[int]] = []
     run = llm.run
-    monkeypatch.setattr(llm, "run", lambda ids, *a, **k: prompts.append(list(ids)) or run(ids, *a, **k))
+    monkeypatch.setattr(llm, "run", lambda request, **k: prompts.append(request.ids) or run(request, **k))
     known: list[int] = []
     for turn in range(50):
         answer = chat.send(f"turn {turn} 🦙", max_tokens=6, temperature=1.0, seed=turn)
@@ -238,6 +238,65 @@ def test_calls_of_a_strict_tool_always_have_its_arguments(talkers: Talkers) -> N
     assert len(ran) >= 3
     for arguments in ran:
         Draft202012Validator(schema).validate(arguments)
+
+
+ORDER: dict[str, Any] = {
+    "type": "object",
+    "properties": {"size": {"enum": ["S", "M"]}},
+    "required": ["size"],
+    "additionalProperties": False,
+}
+THEIR_TOOLS = [mm.Tool(name, "", ORDER, strict=True) for name in ("order", "cancel")]
+
+
+@pytest.mark.parametrize("name", quick("v3"))
+@pytest.mark.parametrize("choice", ["required", "cancel"])
+def test_an_answer_calls_a_tool_where_it_must(name: str, choice: str, talkers: Talkers) -> None:
+    """A random model, whose letters are drawn at temperature 1."""
+    if name == "v1":
+        pytest.skip("it has no tools")
+    control = talkers(name).tokenizer.control
+    options: dict[str, Any] = {"temperature": 1.0, "max_tokens": 300, "parallel_tool_calls": False}
+    options["logit_bias"] = {control[mark]: -1e4 for mark in ("[THINK]",) if mark in control}  # it might never end
+    called = []
+    for seed in range(6):
+        chat = talkers(name).chat(tools=THEIR_TOOLS)
+        answer = chat.send("Go.", tool_choice=choice, seed=seed, **options)
+        assert (answer.finish_reason, answer.text, len(answer.tool_calls)) == ("stop", "", 1)
+        called.append(answer.tool_calls[0].name)
+        assert json.loads(answer.tool_calls[0].arguments)["size"] in ("S", "M")
+    assert set(called) <= ({"cancel"} if choice == "cancel" else {"order", "cancel"})
+
+
+@pytest.mark.parametrize("name", quick("v3", "v7-tekken"))
+def test_an_answer_calls_no_tool_where_it_may_not(name: str, talkers: Talkers) -> None:
+    llm = talkers(name)
+    if "[TOOL_CALLS]" not in llm.tokenizer.control:
+        pytest.skip("it has no tools")
+    mark = llm.tokenizer.control["[TOOL_CALLS]"]
+    options: dict[str, Any] = {"logit_bias": {mark: 1e4}, "max_tokens": 12, "seed": 1, "temperature": 1.0}
+    assert mark in llm.chat(tools=THEIR_TOOLS).send("Go.", **options).tokens
+    chat = llm.chat(tools=THEIR_TOOLS)
+    answer = chat.send("Go.", tool_choice="none", **options)
+    assert mark not in answer.tokens
+    assert answer.stats.prompt_tokens == llm.chat().send("Go.", max_tokens=1).stats.prompt_tokens
+
+
+def test_a_choice_of_tools_that_is_none_is_refused(talkers: Talkers) -> None:
+    chat = talkers("v3").chat(tools=THEIR_TOOLS)
+    for wrong in ({"tool_choice": "nothing"}, {"tool_choice": 1}, {"parallel_tool_calls": "no"}):
+        with pytest.raises(mm.RequestError, match=next(iter(wrong))):
+            chat.send("Go.", **wrong)
+    with pytest.raises(mm.RequestError, match="there are no tools"):
+        chat.send("Go.", tools=[], tool_choice="required")
+
+
+def test_once_tools_have_been_run_the_model_chooses(talkers: Talkers, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = talkers("v3")
+    called = calling(llm.tokenizer, ("abcDE1234", "weather", '{"city": "Rome"}'))
+    Script(monkeypatch, [called, [*llm.tokenizer.encode("It is clear."), 2]])
+    answer = llm.chat(tools=[weather]).send("?", tool_choice="required")
+    assert (answer.text, answer.finish_reason) == ("It is clear.", "stop")
 
 
 def test_an_answer_that_is_cut_within_a_call_runs_nothing(talkers: Talkers, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -531,7 +590,7 @@ def test_lanes_keep_to_forms_and_show_calls(talkers: Talkers, monkeypatch: pytes
     called = calling(llm.tokenizer, ("abcDE1234", "note", '{"text": "x"}'))
     words = iter(called)
     monkeypatch.setattr(
-        "mistral_mlx.engine.batch.read", lambda chosen, rows: [Token(next(words), 0.0, {}) for _ in rows]
+        "mistral_mlx.engine.batch.read_each", lambda chosen, rows: [Token(next(words), 0.0, {}) for _ in rows]
     )
 
     def note(text: str) -> str:

@@ -52,7 +52,10 @@ class Row:
     Attributes:
         params: how to sample.
         position: of the next token in the sequence.
+        live: whether its tokens are wanted.
     """
+
+    live = True
 
     def __init__(
         self,
@@ -70,6 +73,7 @@ class Row:
         self.position = position
         self._penalties = Penalties(params, prompt, vocab_size, begun)
         self._constraint = constraint
+        self._fault: Exception | None = None  # which kept its scores from being made
         self._noise = Noise(params.seed or 0) if params.temperature else None
 
     @property
@@ -89,9 +93,13 @@ class Row:
 
     def scores(self, logits: mx.array) -> mx.array:
         """Logits (vocab,) float32 of the next token, with penalties and what may not come at -inf."""
-        scores = self._penalties.apply(logits)
-        if self._constraint is not None:
-            scores = mx.where(mx.array(self._constraint.allowed()), scores, -mx.inf)
+        try:
+            scores = self._penalties.apply(logits)
+            if self._constraint is not None:
+                scores = mx.where(mx.array(self._constraint.allowed()), scores, -mx.inf)
+        except Exception as fault:  # it is this row's alone: told by `take`
+            self._fault = fault
+            return logits
         return scores
 
     def follow(self, token: mx.array) -> None:
@@ -99,15 +107,34 @@ class Row:
         self._penalties.count(token)
         self.position += 1
 
-    def accept(self, token: int) -> None:
-        """Hold what follows to the token that came."""
+    def take(self, token: int, logprob: float, top: dict[int, float]) -> Token:
+        """The token that came, to which what follows is held.
+
+        Raises:
+            WeightsError: its logits are not numbers.
+            MistralError: what the row must look like cannot be followed.
+        """
+        if self._fault:
+            raise self._fault
+        if math.isnan(logprob):
+            raise WeightsError(
+                f"What the model computed for position {self.position - 1} is not a number.",
+                "Its weights are damaged, or overflow in this precision: try dtype bfloat16 or float32.",
+            )
         if self._constraint is not None:
             self._constraint.accept(token)
+        return Token(token, logprob, top)
 
     def copy(self) -> Row:
         """A row in the same state that goes its own way; it has no constraint."""
         row = copy(self)
         row._penalties = copy(row._penalties)
+        return row
+
+    def resting(self) -> Row:
+        """A row that draws as this one does, so that both can be drawn together, and whose tokens nobody wants."""
+        row = copy(self)
+        row.live, row._constraint, row._penalties = False, None, Penalties(SamplingParams(seed=0), (), 0)
         return row
 
     def assuming(self, tokens: Sequence[int]) -> list[Row]:
@@ -155,22 +182,25 @@ def choose(logits: mx.array, rows: Sequence[Row]) -> Chosen:
 
 
 def read(chosen: Chosen, rows: Sequence[Row]) -> list[Token]:
-    """Wait for the tokens, and hold the rows to them.
+    """Wait for the tokens, and hold the rows to them; errors as for `Row.take`."""
+    tokens = []
+    for token in read_each(chosen, rows):
+        if isinstance(token, Exception):
+            raise token
+        tokens.append(token)
+    return tokens
 
-    Raises:
-        WeightsError: the logits are not numbers.
-    """
+
+def read_each(chosen: Chosen, rows: Sequence[Row]) -> list[Token | Exception]:
+    """The same, with the error of a row in the place of its token."""
     tokens: list[int] = chosen.tokens.tolist()  # type: ignore[assignment]
     logprobs: list[float] = chosen.logprobs.tolist()  # type: ignore[assignment]
-    found = []
+    found: list[Token | Exception] = []
     for i, (row, token, logprob) in enumerate(zip(rows, tokens, logprobs, strict=True)):
-        if math.isnan(logprob):
-            raise WeightsError(
-                f"What the model computed for position {row.position - 1} is not a number.",
-                "Its weights are damaged, or overflow in this precision: try dtype bfloat16 or float32.",
-            )
-        row.accept(token)
-        found.append(Token(token, logprob, _likeliest(chosen, i, row.params.logprobs)))
+        try:
+            found.append(row.take(token, logprob, _likeliest(chosen, i, row.params.logprobs)))
+        except Exception as error:
+            found.append(error)
     return found
 
 

@@ -52,19 +52,20 @@ class Reading:
 
     Attributes:
         pieces: tokens that were read at a time.
+        known: tokens of the prompt that were known before.
     """
 
     def __init__(self, progress: Progress | None = None, known: int = 0) -> None:
         """Pass on what is told, with the tokens of the prompt that were `known` before among those read."""
         self.pieces: tuple[int, ...] = ()
         self._progress = progress
-        self._known = known
+        self.known = known
 
     def __call__(self, done: int, total: int) -> None:
         if done:
             self.pieces += (done - sum(self.pieces),)
         if self._progress:
-            self._progress(self._known + done, self._known + total)
+            self._progress(self.known + done, self.known + total)
 
 
 def prefill(
@@ -96,16 +97,22 @@ def prefill(
             return None
         began = perf_counter()
         piece = ids[done : done + min(chunk, pace.chunk if pace else chunk)]
-        logits = model(mx.array([piece]), cache, last_only=True)
         done += len(piece)
-        # Nothing asks for the logits of the chunks before the last, so the output matrix is not touched for them.
-        mx.eval(cache.arrays(), *([logits] if done == len(ids) else []))
+        logits = read_chunk(model, piece, cache, last=done == len(ids))
         if pace:
             pace.took(len(piece), perf_counter() - began)
         if progress:
             progress(done, len(ids))
     mx.clear_cache()  # what decoding has no use for
-    return None if logits is None else logits[0, -1]
+    return logits
+
+
+def read_chunk(model: Transformer, ids: Sequence[int], cache: Cache, *, last: bool) -> mx.array | None:
+    """Read a piece of a prompt; the logits (vocab,) after it, if it is the last."""
+    logits = model(mx.array([list(ids)]), cache, last_only=True)
+    # Nothing asks for the logits of the pieces before the last, so the output matrix is not touched for them.
+    mx.eval(cache.arrays(), *([logits] if last else []))
+    return logits[0, -1] if last else None
 
 
 def fitting_chunk(config: ModelConfig, tokens: int, itemsize: int, free: int) -> int:

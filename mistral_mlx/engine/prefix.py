@@ -12,7 +12,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
@@ -29,14 +28,14 @@ from mistral_mlx.model.transformer import Transformer
 _FORMAT = "mistral-mlx cache 1"
 
 
-@dataclass
 class _Entry:
-    ids: np.ndarray
-    cache: Cache
+    """A cache that stands after some ids; it does not change while it is kept, so its bytes are counted once."""
 
-    @property
-    def nbytes(self) -> int:
-        return self.cache.nbytes + self.cache.log_bytes
+    def __init__(self, ids: np.ndarray, cache: Cache) -> None:
+        self.ids = ids
+        self.cache = cache
+        self.cache_bytes = cache.nbytes
+        self.nbytes = self.cache_bytes + cache.log_bytes
 
     def reach(self, ids: np.ndarray) -> int:
         """How many of `ids` the cache can stand after, from the first on."""
@@ -51,6 +50,7 @@ class Prefixes:
 
     Attributes:
         max_reuse_bytes: what is kept at most besides the cache used last.
+        max_log_bytes: of this, what one cache may log.
     """
 
     def __init__(self, model: Transformer, max_bytes: int | None = None) -> None:
@@ -66,21 +66,21 @@ class Prefixes:
         if max_bytes is None:
             max_bytes = cache_bytes(config, usual, size, packing=model.packing)
             max_bytes = max(0, min(max_bytes, (memory_limit() - model.nbytes - max_bytes) // 2))
-        self.max_reuse_bytes = max_bytes
+        self.max_reuse_bytes = self.max_log_bytes = max_bytes
         self._entries: list[_Entry] = []  # the least recently used first
 
     @property
-    def _log(self) -> int:
+    def log(self) -> int:
         """Tokens that a cache may log: all that is allowed."""
         config = self._model.config
         windowed = sum(window is not None for window in config.windows)
         slot = bytes_per_slot(config, self._model.dtype.size, self._model.packing)
-        return self.max_reuse_bytes // (windowed * slot) if windowed else 0
+        return min(self.max_log_bytes, self.max_reuse_bytes) // (windowed * slot) if windowed else 0
 
     @property
     def cache_bytes(self) -> int:
         """Bytes of the cache used last."""
-        return self._entries[-1].cache.nbytes if self._entries else 0
+        return self._entries[-1].cache_bytes if self._entries else 0
 
     @property
     def reuse_bytes(self) -> int:
@@ -117,7 +117,7 @@ class Prefixes:
         """
         reach, entry = self._furthest(ids)
         if entry is None:
-            return self._model.make_cache(log=self._log), 0
+            return self._model.make_cache(log=self.log), 0
         back = entry.cache.position - reach
         if back and self._roomy:
             cache = entry.cache.copy()  # another answer, or another text that begins alike: the old one stays
@@ -196,7 +196,7 @@ class Prefixes:
             arrays = dict(mx.load(str(path), format="safetensors"))  # type: ignore[arg-type]
             if metadata["sum"] != _digest(arrays, metadata["about"]):
                 raise ValueError("it is damaged")
-            cache = self._model.make_cache(log=self._log)
+            cache = self._model.make_cache(log=self.log)
             each = len(arrays) // len(cache.layers)
             cache.state = [
                 LayerState([arrays[f"{i}.{j}"] for j in range(each)], *map(int, place))

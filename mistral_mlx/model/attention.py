@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 
 from mistral_mlx.backend import on_gpu
 from mistral_mlx.config import ModelConfig
-from mistral_mlx.model.cache import LayerView
+from mistral_mlx.model.cache import LayerView, Parts
 from mistral_mlx.model.masks import Mask
 from mistral_mlx.model.packing import Packed
 from mistral_mlx.model.rope import RotaryEmbedding
@@ -43,7 +46,6 @@ class Attention(nn.Module):
             q, mask = q[:, :, -1:], mask[..., -1:, :] if isinstance(mask, mx.array) else None
 
         scale = self.head_dim**-0.5 * rope.magnitude**2
-        attend = packed_attention if isinstance(k, Packed) else mx.fast.scaled_dot_product_attention
         out = attend(q, k, v, scale=scale, mask=mask)
         return out.transpose(0, 2, 1, 3).flatten(2)
 
@@ -57,6 +59,17 @@ class Attention(nn.Module):
 
     def _by_head(self, x: mx.array) -> mx.array:
         return x.reshape(*x.shape[:2], -1, self.head_dim).transpose(0, 2, 1, 3)
+
+
+def attend(q: mx.array, k: Any, v: Any, *, scale: float, mask: Any) -> mx.array:
+    """mx.fast.scaled_dot_product_attention, also over keys and values that are packed, or lie in parts."""
+    if isinstance(k, Parts):  # rows that lie in different rings, each with a mask of its own
+        ends = list(accumulate(part.shape[0] for part in mask))
+        rows = zip(mx.split(q, ends[:-1]), k.parts, v.parts, mask, strict=True)
+        return mx.concatenate([attend(*each[:3], scale=scale, mask=each[3]) for each in rows])
+    if isinstance(k, Packed):
+        return packed_attention(q, k, v, scale=scale, mask=mask)
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
 
 
 def packed_attention(q: mx.array, k: Packed, v: Packed, *, scale: float, mask: mx.array) -> mx.array:

@@ -1,14 +1,10 @@
-"""The key/value cache of a model: its layers' rings, which stand at the same position, and the bytes that they take.
-
-Several sequences may share a cache, a row each. All end at the same slot, so a step stores in one place; `starts` says
-where each began, and so which positions its keys have.
-"""
+"""The key/value cache of one sequence: its layers' rings, which stand at the same position, and the bytes they take."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
 
@@ -30,6 +26,12 @@ class LayerView(Protocol):
     def update(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]: ...
 
 
+class Parts(NamedTuple):
+    """Keys or values of several rows that lie in different rings: those of the first rows, of the next, and so on."""
+
+    parts: Sequence[Any]
+
+
 class View(Protocol):
     """What a pass of the model needs of a cache."""
 
@@ -45,7 +47,7 @@ class Cache:
     Attributes:
         layers: one LayerCache for each layer.
         packing: how keys and values are stored; None as they are.
-        max_bytes: the most that `nbytes` ever becomes, for a batch of one.
+        max_bytes: the most that `nbytes` ever becomes.
     """
 
     def __init__(
@@ -71,62 +73,28 @@ class Cache:
         limits = layer_limits(config, max_tokens, slack)
         self.layers = [LayerCache(*pair, packing, log) for pair in zip(config.windows, limits, strict=True)]
         self.packing = packing
-        self._starts = [0]  # where each row begins, counted as `position` is
-        self._gathered = False
         self.max_bytes = sum(limits) * bytes_per_slot(config, dtype.size, packing)
 
-    def gather(self, rows: Sequence[tuple[Cache, int]]) -> None:
-        """Fill this empty cache with sequences that go on together: a row each, all of which end at the same slot.
-
-        It cannot be rewound. The caches that the rows come from are emptied layer by layer, so that only one layer
-        stands in memory twice.
-
-        Args:
-            rows: the caches, and which row of each.
-        """
-        lengths = [cache.lengths[row] for cache, row in rows]
-        for layer, donors in zip(self.layers, zip(*(cache.layers for cache, _ in rows), strict=True), strict=True):
-            layer.lay(
-                [donor.recent(layer.visible(n), row) for n, donor, (_, row) in zip(lengths, donors, rows, strict=True)],
-                max(lengths),
-            )
-            mx.eval(layer.rings)
-            for donor in donors:
-                donor.clear()
-        self._hold(lengths)
-
-    def take_in(self, lengths: Sequence[int], layers: Sequence[Sequence[mx.array]]) -> None:
-        """Fill this empty cache with sequences that were read together.
-
-        Args:
-            lengths: of each row.
-            layers: what each layer stores of them, arrays (B, kv_heads, T, …) in which every row ends at the end.
-        """
-        for layer, arrays in zip(self.layers, layers, strict=True):
-            end = arrays[0].shape[2]
-            layer.lay(
-                [[x[row : row + 1, :, end - layer.visible(n) :] for x in arrays] for row, n in enumerate(lengths)],
-                max(lengths),
-            )
-        self._hold(lengths)
-
-    def _hold(self, lengths: Sequence[int]) -> None:
-        self._starts, self._gathered = [max(lengths) - length for length in lengths], True
-
     @property
-    def lengths(self) -> list[int]:
-        """Tokens seen by each row."""
-        return [self.position - start for start in self._starts]
+    def held(self) -> list[list[mx.array]]:
+        """What each layer still holds, in order of time: arrays (1, kv_heads, n, …)."""
+        return [layer.held for layer in self.layers]
+
+    def fill(self, held: Sequence[Sequence[mx.array]], position: int) -> None:
+        """Take up what `held` gave, which ends at `position`, into this empty cache."""
+        for layer, arrays in zip(self.layers, held, strict=True):
+            layer.lay(arrays, position)
+        mx.eval(self.arrays())
 
     @property
     def position(self) -> int:
-        """Tokens seen, which is the position of the next one; where there are several rows, by the longest ever."""
+        """Tokens seen, which is the position of the next one."""
         return self.layers[0].position
 
     @property
     def starts(self) -> mx.array:
-        """(B,): the `position` at which each row began."""
-        return mx.array(self._starts)
+        """(1,): the `position` at which the sequence began."""
+        return mx.zeros(1, mx.int32)
 
     @property
     def nbytes(self) -> int:
@@ -141,7 +109,7 @@ class Cache:
     @property
     def rewindable(self) -> int:
         """How many tokens can be taken back now, exactly: all of them until a window has turned by slack and log."""
-        return 0 if self._gathered else min(layer.rewindable for layer in self.layers)
+        return min(layer.rewindable for layer in self.layers)
 
     def rewind(self, tokens: int) -> None:
         """Forget the last `tokens` tokens, as if they had never been seen.

@@ -61,6 +61,12 @@ class Span(NamedTuple):
     capacity: int
     attended: int
 
+    @classmethod
+    def of(cls, window: int | None, capacity: int, end: int) -> Span:
+        """Of a ring in which position `end` is the next one."""
+        part = max(SMALLEST_CAPACITY // 2, capacity // 16)
+        return cls(window, capacity, min(-(-end // part) * part, capacity))
+
 
 class LayerCache:
     """Keys and values of one attention layer.
@@ -132,7 +138,7 @@ class LayerCache:
         parts.append([mx.concatenate([ring[:, :, :0], *_slices(ring, self._first_held, self.position)], axis=2)
                       for ring in self._rings])  # fmt: skip
         ordered = [mx.concatenate(list(pieces), axis=2) for pieces in zip(*parts, strict=True)]
-        self.lay([ordered], self.position)
+        self.lay(ordered, self.position)
         mx.eval(self._rings)
         self._oldest = first
 
@@ -268,29 +274,19 @@ class LayerCache:
 
     def span(self, length: int) -> Span:
         """What the next `length` tokens attend over once they are stored."""
-        end, part = self.position + length, max(SMALLEST_CAPACITY // 2, self.capacity // 16)
-        attended = min(-(-end // part) * part, self.capacity)
-        return Span(self.window, self.capacity, attended)
+        return Span.of(self.window, self.capacity, self.position + length)
 
-    def recent(self, tokens: int, row: int) -> list[mx.array]:
-        """What the last `tokens` tokens left in a row, in order of time: arrays (1, kv_heads, tokens, head_dim)."""
-        start = self.position - tokens
-        return [
-            mx.concatenate([ring[row : row + 1, :, :0], *_slices(ring[row : row + 1], start, self.position)], axis=2)
-            for ring in self._rings
-        ]
+    @property
+    def held(self) -> list[mx.array]:
+        """All that can still be seen or taken back to, in order of time: arrays (1, kv_heads, n, …)."""
+        return [latest(ring, self.position, self.position - self._first_held) for ring in self._rings]
 
-    def lay(self, rows: Sequence[Sequence[mx.array]], position: int) -> None:
-        """Fill an empty cache: each row's `recent`, of different lengths, so that all of them end at `position`."""
+    def lay(self, held: Sequence[mx.array], position: int) -> None:
+        """Fill the ring with what ends at `position`, in order of time."""
         capacity = capacity_for(position, self.limit)
-        held = min(position, capacity)
-        rings = []
-        for parts in zip(*rows, strict=True):
-            ordered = mx.concatenate([_padded(part, held - part.shape[2], 0) for part in parts])
-            ring = _padded(ordered, 0, capacity - held)
-            rings.append(mx.roll(ring, position % capacity, 2) if position > capacity else ring)
-        self._rings, self.position, self._written = rings, position, position
-        self._oldest = position - min(part.shape[2] for row in rows for part in row)
+        self._rings = [fitted(array, capacity, position) for array in held]
+        self.position = self._written = position
+        self._oldest = position - min(held[0].shape[2], capacity)
 
     def trim(self) -> None:
         """Give back slots that were allocated for tokens which have been taken back, if the ring has not turned."""
@@ -298,10 +294,6 @@ class LayerCache:
         if capacity < self.capacity and self._written <= self.capacity:
             self._rings = _copied([ring[:, :, :capacity] for ring in self._rings])
             self._written = self.position
-
-    def clear(self) -> None:
-        """Let go of everything held; what is left is of no use."""
-        self._rings, self._log = [], []
 
     def advance(self, rings: list[mx.array], tokens: int) -> None:
         """Take over the rings with `tokens` more tokens stored."""
@@ -311,11 +303,8 @@ class LayerCache:
 
     @property
     def _visible_before(self) -> int:
-        return self.visible(self.position)
-
-    def visible(self, tokens: int) -> int:
-        """Stored positions that the next query sees after so many tokens."""
-        return tokens if self.window is None else min(tokens, self.window - 1)
+        """Stored positions that the next query sees."""
+        return self.position if self.window is None else min(self.position, self.window - 1)
 
     def _store(self, new: list[mx.array]) -> None:
         start, end = self.position, self.position + new[0].shape[2]
@@ -347,8 +336,20 @@ def capacity_for(tokens: int, limit: int) -> int:
     return min(capacity, limit)
 
 
-def _padded(x: mx.array, before: int, after: int) -> mx.array:
-    return mx.pad(x, [(0, 0), (0, 0), (before, after), (0, 0)])
+def latest(ring: mx.array, position: int, count: int) -> mx.array:
+    """The last `count` slots before `position`, in order of time."""
+    return mx.concatenate([ring[:, :, :0], *_slices(ring, position - count, position)], axis=2)
+
+
+def fitted(held: mx.array, capacity: int, position: int) -> mx.array:
+    """A ring of `capacity` slots with the last of `held` in it, which is in order of time and ends at `position`."""
+    held = held[:, :, -capacity:]
+    if held.shape[2] <= position < capacity:  # it has not turned: slots are positions
+        before, after = position - held.shape[2], capacity - position
+    else:
+        before, after = capacity - held.shape[2], 0
+    ring = mx.pad(held, [(0, 0), (0, 0), (before, after), (0, 0)])
+    return ring if after or not position % capacity else mx.roll(ring, position % capacity, 2)
 
 
 def _copied(arrays: list[mx.array]) -> list[mx.array]:

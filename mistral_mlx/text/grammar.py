@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper, regex_to_lark
 
 from mistral_mlx.errors import RequestError, TokenizerError
 from mistral_mlx.text.tokenizer import UNKNOWN_TEXT, Tokenizer, checked_text
-from mistral_mlx.text.tools import Tool, check_schema
+from mistral_mlx.text.tools import AUTO, Tool, ToolChoice, check_schema
 
 # As Python writes it, and Mistral's formats: with free whitespace a model may never stop. Letters are not escaped, or a
 # key that the schema knows could be written as another.
@@ -64,11 +65,13 @@ class Form:
         json_schema: it is JSON that this schema allows; {"type": "object"} for any object.
         regex: the whole of it matches this, in the syntax of Rust's regex crate. With neither it is any text.
         tools: what it may call instead, with arguments as they have them.
+        choice: whether it must, and how many.
     """
 
     json_schema: Mapping[str, Any] | None = None
     regex: str | None = None
     tools: Sequence[Tool] = ()
+    choice: ToolChoice = AUTO
 
     def check(self) -> None:
         """Raises RequestError for a schema that is none, or what llguidance cannot follow."""
@@ -94,8 +97,10 @@ class Form:
         rules = [f"answer: {self._answer()}", "text: /(.|\\n)+/"]
         start = "answer"
         if self.tools:
-            rules.append(f"calls: {_calls(self.tools, control)}")
+            tools = [tool for tool in self.tools if self.choice.only in (None, tool.name)]
+            rules.append(f"calls: {_calls(tools, control, several=self.choice.several)}")
             start = "(answer | calls)" if self.regex is not None or self.json_schema is not None else "(text? calls?)"
+            start = "calls" if self.choice.must else start
         if thinks and {"[THINK]", "[/THINK]"} <= control.keys():
             rules.append(f"thinking: <[{control['[THINK]']}]> text? <[{control['[/THINK]']}]>")
             start = f"thinking? {start}"
@@ -130,6 +135,13 @@ class FormMatcher:
         self._matcher = plain
         self._spaced = spaced
         self._vocabulary = vocabulary
+
+    def copy(self) -> FormMatcher:
+        """The same, for another answer that goes on from here."""
+        other = copy(self)
+        other._matcher = self._matcher.deep_copy()
+        other._spaced = self._spaced and self._spaced.deep_copy()
+        return other
 
     def allowed(self) -> np.ndarray:
         """Which tokens may come next: (vocab,) bool."""
@@ -191,13 +203,13 @@ def _arguments(tool: Tool) -> Mapping[str, Any]:
     return (tool.parameters or _OBJECT) if tool.strict else _OBJECT
 
 
-def _calls(tools: Sequence[Tool], control: Mapping[str, int]) -> str:
+def _calls(tools: Sequence[Tool], control: Mapping[str, int], *, several: bool) -> str:
     """Calls as Mistral's formats write them: name[ARGS]{…} each, or an array of them all."""
     begin = f"<[{control['[TOOL_CALLS]']}]>"
     if "[ARGS]" in control:
         ident = f"(<[{control['[CALL_ID]']}]> /[a-zA-Z0-9]{{9}}/)?" if "[CALL_ID]" in control else ""
         each = [f'{begin} "{tool.name}" {ident} <[{control["[ARGS]"]}]> {_json(_arguments(tool))}' for tool in tools]
-        return f"({' | '.join(each)})+"
+        return f"({' | '.join(each)}){'+' if several else ''}"
     written = {"id": {"type": "string", "pattern": "^[a-zA-Z0-9]{9}$"}} if "[PREFIX]" in control else {}  # from v3 on
     items = [
         {
@@ -208,7 +220,8 @@ def _calls(tools: Sequence[Tool], control: Mapping[str, int]) -> str:
         }
         for tool in tools
     ]
-    return f'{begin} " "? {_json({"type": "array", "items": {"anyOf": items}, "minItems": 1})}'
+    array: dict[str, Any] = {"type": "array", "items": {"anyOf": items}, "minItems": 1}
+    return f'{begin} " "? {_json(array if several else array | {"maxItems": 1})}'
 
 
 def _json(schema: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,9 @@ class Piece:
     text: str = ""
     thinking: str = ""
     tool_calls: list[ToolCallDelta] = field(default_factory=list)
+
+    def __add__(self, other: Piece) -> Piece:
+        return Piece(self.text + other.text, self.thinking + other.thinking, self.tool_calls + other.tool_calls)
 
 
 class Reply:
@@ -48,6 +52,10 @@ class Reply:
         self._calls = 0
         self._ids: set[str] = set()
 
+    def copy(self) -> Reply:
+        """The same, to go on another way."""
+        return deepcopy(self, {id(self._tokenizer): self._tokenizer})
+
     def feed(self, token: int) -> Piece:
         """What this id adds; often a word, sometimes nothing."""
         marker = self._markers.get(token)
@@ -65,8 +73,13 @@ class Reply:
             if marker == "[CALL_ID]" and self._name is None:
                 self._name, self._held = self._held.strip(), ""
             elif marker == "[ARGS]":
-                written, self._held = self._held.strip(), ""
+                written = self._held.strip()
                 name, given = (written, None) if self._name is None else (self._name, written)
+                if not name:
+                    self._give_up(piece)
+                    self._within = "text"
+                    return piece
+                self._held = ""
                 piece.tool_calls.append(ToolCallDelta(self._calls, name, "", self._checked(given)))
                 self._calls += 1
                 self._within = "arguments"
@@ -158,7 +171,7 @@ class _CallArray:
                 self._tell(found)
                 break
             call, end = whole
-            if not self.is_open and not isinstance(call.get("name"), str):
+            if not self.is_open and not (call.get("name") and isinstance(call["name"], str)):
                 return found, self._text
             self._finish(found, call, self._text[:end])
             self._text = self._text[end:]

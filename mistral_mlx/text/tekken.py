@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
-from mistral_mlx.errors import TokenizerError
+from mistral_mlx.errors import InputError, TokenizerError
 from mistral_mlx.text.tokenizer import checked_text
 
 
@@ -39,7 +39,13 @@ class Tekken:
         return str(self.common.version.value)
 
     def encode(self, text: str, *, follows: bool = False, inside: bool = False) -> list[int]:
-        return self.common.encode(checked_text(text), bos=False, eos=False)
+        checked_text(text)
+        try:
+            return self.common.encode(text, bos=False, eos=False)
+        except ValueError as error:  # what cuts it runs out of room
+            raise InputError(
+                "The text cannot be split into tokens.", "It may hold a very long run of blanks: shorten it."
+            ) from error
 
     def token_bytes(self, token: int) -> bytes:
         return self.common.id_to_byte_piece(token) if token < self.vocab_size else b""

@@ -87,6 +87,45 @@ class Tool:
             return _fault(f"{type(error).__name__}: {error}")
 
 
+@dataclass(frozen=True)
+class ToolChoice:
+    """Which tools an answer may or must call.
+
+    Attributes:
+        never: it calls none.
+        must: it calls one at least.
+        only: the one that it calls.
+        several: it may call more than one.
+    """
+
+    never: bool = False
+    must: bool = False
+    only: str | None = None
+    several: bool = True
+
+    @classmethod
+    def of(cls, choice: object, several: object, tools: Sequence[Tool]) -> ToolChoice:
+        """From OpenAI's tool_choice, where a name stands for that tool, and parallel_tool_calls.
+
+        Raises:
+            RequestError: it is none, or there is no such tool.
+        """
+        if not isinstance(several, bool):
+            raise RequestError(f"parallel_tool_calls is {several!r}.", "It must be true or false.")
+        if choice in ("auto", "none"):
+            return cls(never=choice == "none", several=several)
+        names = [tool.name for tool in tools]
+        if not names or not isinstance(choice, str) or choice not in ("required", *names):
+            what = "there are no tools" if not names else f"the tools are: {', '.join(names)}"
+            raise RequestError(
+                f"tool_choice is {choice!r}, and {what}.", "Give auto, none, required, or the name of a tool."
+            )
+        return cls(must=True, only=None if choice == "required" else choice, several=several)
+
+
+AUTO = ToolChoice()
+
+
 class Around(TypedDict, total=False):
     """What stands around a conversation in a prompt.
 

@@ -14,6 +14,7 @@ from mistral_mlx.engine.choice import Row, Token
 from mistral_mlx.engine.decode import decode, prefill
 from mistral_mlx.engine.sampling import SamplingParams
 from mistral_mlx.model import ring as ring_module
+from mistral_mlx.model.slots import Sequences
 from mistral_mlx.model.transformer import Transformer
 from tests.conftest import TINY, make_model
 
@@ -39,7 +40,7 @@ def join(batch: Batch, model: Transformer, prompt: list[int], params: SamplingPa
     logits = prefill(model, prompt, cache, chunk=5)
     assert logits is not None
     row = Row(params, prompt, TINY.vocab_size, len(prompt))
-    return row, batch.join([row], logits[None], cache)[0]
+    return row, batch.join([row], logits[None], Sequences.of(cache))[0]
 
 
 prompts = st.lists(st.integers(0, TINY.vocab_size - 1), min_size=1, max_size=40)
@@ -56,7 +57,7 @@ options = st.fixed_dictionaries(
 @given(st.sampled_from(list(MODELS)), st.lists(st.tuples(st.integers(0, 12), prompts, options), min_size=1, max_size=5))
 def test_a_row_says_what_it_would_say_alone(name: str, arrivals: list[tuple[int, list[int], dict[str, Any]]]) -> None:
     """Rows join after any number of steps and leave when they have all their tokens."""
-    model, batch = MODELS[name], Batch(MODELS[name], LONGEST)
+    model, batch = MODELS[name], Batch(MODELS[name])
     waiting = [(when, prompt, SamplingParams(**given)) for when, prompt, given in arrivals]
     said: dict[Row, list[Token]] = {}
     asked: dict[Row, tuple[list[int], SamplingParams]] = {}
@@ -69,7 +70,7 @@ def test_a_row_says_what_it_would_say_alone(name: str, arrivals: list[tuple[int,
         if done := [row for row in batch.rows if len(said[row]) == row.params.max_tokens]:
             batch.leave(done)
         if batch.rows:
-            for row, token in zip(batch.rows, batch.step(), strict=True):
+            for row, token in batch.step():
                 said[row].append(token)
         step += 1
     for row, (prompt, params) in asked.items():
@@ -81,7 +82,7 @@ def test_a_row_says_what_it_would_say_alone(name: str, arrivals: list[tuple[int,
 
 def test_far_beyond_the_window_a_batch_takes_constant_memory() -> None:
     model = MODELS["window"]
-    batch = Batch(model, 10_000)
+    batch = Batch(model)
     for prompt in ([3], [1, 2, 3], list(range(30))):
         join(batch, model, prompt, SamplingParams(max_tokens=10_000))
     held = []
@@ -94,14 +95,14 @@ def test_far_beyond_the_window_a_batch_takes_constant_memory() -> None:
 @settings(max_examples=40)
 @given(st.sampled_from(list(MODELS)), st.lists(prompts, min_size=1, max_size=5), st.integers(1, 20))
 def test_prompts_read_together_are_read_as_alone(name: str, texts: list[list[int]], steps: int) -> None:
-    model, batch = MODELS[name], Batch(MODELS[name], LONGEST)
-    logits, cache = read_together(model, texts)
+    model, batch = MODELS[name], Batch(MODELS[name])
+    logits, read = read_together(model, texts)
     params = SamplingParams(max_tokens=steps, temperature=0.8, seed=3)
     rows = [Row(params, text, TINY.vocab_size, len(text)) for text in texts]
-    said = [[token] for token in batch.join(rows, logits, cache)]
+    said = [[token] for token in batch.join(rows, logits, read)]
     for _ in range(steps - 1):
-        for so_far, token in zip(said, batch.step(), strict=True):
-            so_far.append(token)
+        for row, token in batch.step():
+            said[rows.index(row)].append(token)
     for text, tokens in zip(texts, said, strict=True):
         expected = alone(model, text, params)
         assert [t.id for t in tokens] == [t.id for t in expected]

@@ -121,7 +121,7 @@ def answers(case: Case) -> list[tuple[list[int], mm.Completion]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ring_module, "SMALLEST_CAPACITY", 4)
         patch.setattr("mistral_mlx.llm.prefill", read)
-        patch.setattr("mistral_mlx.batching.prefill", read)
+        patch.setattr("mistral_mlx.scheduling._Prompt.chunk", case.chunk)
         patch.setattr("mistral_mlx.llm.Pace", partial(Wandering, random.Random(case.seed)))
         patch.setattr(Transformer, "make_cache", make_cache)
         llm.forget()

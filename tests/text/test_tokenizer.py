@@ -16,7 +16,7 @@ from mistral_mlx.text.files import find_tokenizer, gguf_tokenizer
 from mistral_mlx.text.sentencepiece import SentencePiece
 from mistral_mlx.text.tokenizer import decode_whole
 from mistral_mlx.weights.formats.gguf import read_header
-from tests.chat_formats import DATA, SPM_FILES
+from tests.chat_formats import DATA, SPM_FILES, tekken_of
 
 SPM = {version: SentencePiece((DATA / name).read_bytes()) for version, name in SPM_FILES.items()}
 COMMON = {"v1": MistralTokenizer.v1(), "v2": MistralTokenizer.v2(), "v3": MistralTokenizer.v3()}
@@ -138,3 +138,8 @@ def test_a_damaged_tokenizer_says_so(tmp_path: Path) -> None:
 def test_a_gguf_tokenizer_that_cannot_be_used_says_why(metadata: dict[str, object], message: str) -> None:
     with pytest.raises(mm.TokenizerError, match=message):
         gguf_tokenizer(metadata)
+
+
+def test_a_text_that_cannot_be_cut_says_so(tmp_path: Path) -> None:
+    with pytest.raises(mm.InputError, match="cannot be split into tokens"):
+        tekken_of("v3", tmp_path, size=1500).encode(" " * 1_000_000)
