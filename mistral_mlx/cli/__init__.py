@@ -13,7 +13,7 @@ from io import TextIOWrapper
 from pathlib import Path
 
 from mistral_mlx import __version__
-from mistral_mlx.cli import bench, chat, convert, generate, models, tokens
+from mistral_mlx.cli import bench, chat, convert, generate, models, serve, tokens
 from mistral_mlx.cli.terminal import INTERRUPTED, clear_line
 from mistral_mlx.errors import MistralError
 
@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     chat.add_to(commands)
     generate.add_to(commands)
+    serve.add_to(commands)
     tokens.add_to(commands)
     convert.add_to(commands)
     models.add_to(commands)

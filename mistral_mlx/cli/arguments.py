@@ -21,8 +21,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_loading(parser: argparse.ArgumentParser) -> None:
-    """How a model is loaded."""
+def add_loading(parser: argparse.ArgumentParser, *, draft: bool = True) -> None:
+    """How a model is loaded; `draft` is for commands that give one answer at a time."""
     group = parser.add_argument_group("loading")
     group.add_argument("--dtype", metavar="TYPE", help="float32, float16 or bfloat16; keep: leave weights packed")
     group.add_argument(
@@ -30,25 +30,25 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="tokens that each one sees, or none for all; none,4096 repeats over the layers",
     )
-    group.add_argument(
-        "--draft",
-        metavar="DRAFT",
-        help="guess tokens ahead, for the same answer sooner: ngram, or a smaller model with the same vocabulary",
-    )
+    if draft:
+        group.add_argument(
+            "--draft",
+            metavar="DRAFT",
+            help="guess tokens ahead, for the same answer sooner: ngram, or a smaller model with the same vocabulary",
+        )
     group.add_argument("--kv-bits", type=int, metavar="N", help="8 or 4: keep keys and values quantized")
     group.add_argument("--wired", action="store_true", help="keep the model's memory resident (macOS 15 and newer)")
 
 
 def loading(arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `add_loading` as options of `llm.load`."""
+    draft = getattr(arguments, "draft", None)
     options: dict[str, Any] = {
         "dtype": arguments.dtype,
         "kv_bits": arguments.kv_bits,
         "wired": arguments.wired,
-        "draft": arguments.draft,
-        "progress": fetching(
-            arguments.model if arguments.draft in (None, "ngram") else f"{arguments.model} or {arguments.draft}"
-        ),
+        "draft": draft,
+        "progress": fetching(arguments.model if draft in (None, "ngram") else f"{arguments.model} or {draft}"),
     }
     if arguments.window is not None:
         options["window"] = window(arguments.window)
