@@ -1,4 +1,4 @@
-"""Drawings for the README: the speed of decoding, and the bytes of the cache, against the length of the context."""
+"""Drawings for the README: speed and the cache's bytes against the length of the context, and speed against clients."""
 
 from __future__ import annotations
 
@@ -12,22 +12,28 @@ _GREY, _COLOURS = "#7d8590", {"ours": "#2f81f7", "theirs": "#d29922"}
 
 
 def draw(folder: Path = RESULTS) -> list[Path]:
-    """Draw what the stored results of `decode` and `cache` have; returns the files written."""
+    """Draw what the stored results of `decode`, `cache` and `serve` have; returns the files written."""
     written = []
     if decode := Result.load("decode", folder):
         for shape, curve in decode.details["curves"].items():
             speeds = {side: [1e3 / ms for ms in curve[side]] for side in ("ours", "theirs")}
             path = folder / f"decode-{shape}.svg"
-            _curves(path, f"Decoding, shape “{shape}”", "tokens per second", curve["tokens"], speeds)
+            _curves(
+                path, f"Decoding, shape “{shape}”", "tokens per second", "tokens of context", curve["tokens"], speeds
+            )
             written.append(path)
     if cache := Result.load("cache", folder):
         curve = cache.details["curve"]
-        _curves(folder / "cache.svg", "Keys and values", "MiB", curve["tokens"], curve)
+        _curves(folder / "cache.svg", "Keys and values", "MiB", "tokens of context", curve["tokens"], curve)
         written.append(folder / "cache.svg")
+    if serve := Result.load("serve", folder):
+        curve = serve.details["curve"]
+        _curves(folder / "serve.svg", "Serving", "tokens per second", "clients at once", curve["clients"], curve)
+        written.append(folder / "serve.svg")
     return written
 
 
-def _curves(path: Path, title: str, unit: str, tokens: list[int], curves: dict[str, Any]) -> None:
+def _curves(path: Path, title: str, unit: str, along: str, ticks: list[int], curves: dict[str, Any]) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -38,11 +44,11 @@ def _curves(path: Path, title: str, unit: str, tokens: list[int], curves: dict[s
         figure = Figure(figsize=(4.4, 2.8), layout="constrained")
         axes = figure.subplots()
         for side, name in (("ours", OURS), ("theirs", PEER)):
-            axes.plot(tokens, curves[side], "o-", ms=3, color=_COLOURS[side], label=name)
+            axes.plot(ticks, curves[side], "o-", ms=3, color=_COLOURS[side], label=name)
         axes.set_xscale("log", base=2)
-        axes.set_xticks(tokens, [f"{n // 1024}k" if n >= 1024 else str(n) for n in tokens])
+        axes.set_xticks(ticks, [f"{n // 1024}k" if n >= 1024 else str(n) for n in ticks])
         axes.set_ylim(bottom=0)
-        axes.set(title=title, xlabel="tokens of context", ylabel=unit)
+        axes.set(title=title, xlabel=along, ylabel=unit)
         axes.grid(alpha=0.25, color=_GREY)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)

@@ -6,13 +6,16 @@ to there are their logits the same, which is checked before anything is timed.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 from mlx_lm.generate import DEFAULT_PREFILL_STEP_SIZE, generate_step
 from mlx_lm.models import llama
 from mlx_lm.models.cache import KVCache, make_prompt_cache
@@ -20,6 +23,7 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 import mistral_mlx as mm
 from benchmarks.paired import CannotMeasure
 from mistral_mlx.config import ModelConfig
+from mistral_mlx.conversion import convert
 from mistral_mlx.engine.decode import PREFILL_CHUNK, Token, decode
 from mistral_mlx.engine.sampling import SamplingParams
 from mistral_mlx.errors import MistralError, TokenizerError
@@ -103,6 +107,19 @@ def demo() -> tuple[Sides, LLM]:
             value = value.expand()
         weights[name] = value.astype(mx.float32)
     return _checked(Sides(llm.config, llm.model, _peer(llm.config, weights, "llama"))), llm
+
+
+def demo_folder(folder: Path) -> Path:
+    """The real model as float32 files: both sides would compute with packed weights otherwise, or unpack them apart."""
+    convert("demo", folder)
+    for path in [*folder.glob("*.safetensors"), *folder.glob("*.index.json")]:
+        path.unlink()
+    weights = dict(tree_flatten(demo()[0].theirs.parameters()))
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
+    config = json.loads((folder / "config.json").read_text())
+    kept = {key: value for key, value in config.items() if not key.startswith("quantization")}
+    (folder / "config.json").write_text(json.dumps(kept | {"torch_dtype": "float32"}))
+    return folder
 
 
 def _peer(config: ModelConfig, weights: dict[str, mx.array], model_type: str) -> nn.Module:

@@ -83,8 +83,11 @@ def test_drawings_are_small_and_the_same_each_time(tmp_path: Path) -> None:
     curve = {"tokens": [128, 1024], "ours": [2.0, 2.5], "theirs": [2.0, 4.0]}
     Result("decode", [ROW], details={"curves": {"7b": curve}}).save(tmp_path)
     Result("cache", [ROW], details={"curve": curve}).save(tmp_path)
+    Result("serve", [ROW], details={"curve": {"clients": [1, 8], "ours": [14.0, 60.0], "theirs": [12.0, 50.0]}}).save(
+        tmp_path
+    )
     first = {path: path.read_bytes() for path in draw(tmp_path)}
-    assert sorted(path.name for path in first) == ["cache.svg", "decode-7b.svg"]
+    assert sorted(path.name for path in first) == ["cache.svg", "decode-7b.svg", "serve.svg"]
     assert {path: path.read_bytes() for path in draw(tmp_path)} == first
     assert max(map(len, first.values())) < 30_000
 

@@ -51,4 +51,5 @@ CASES = {
     "start": Case("From starting Python to the first token, in processes of their own", 5),
     "graph": Case("Primitives that a step dispatches, and the time to build its graph", 3),
     "speculation": Case("Time for a token of an edited text, with drafts from its own n-grams", 2),
+    "serve": Case("Time for a token of many clients' answers over HTTP, and to the first of each", 3),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -10,12 +9,8 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import mlx.core as mx
-from mlx.utils import tree_flatten
-
 from benchmarks.paired import CannotMeasure, Result, Row, interleave
-from benchmarks.sides import demo
-from mistral_mlx.conversion import convert
+from benchmarks.sides import demo_folder
 
 IDS = [1, 504, 3575, 282, 4649, 314]
 # What Linux calls ru_maxrss a child takes over from its parent, so its own status is asked where there is one.
@@ -38,7 +33,7 @@ COMMANDS = {
 def measure(rounds: int) -> Result:
     """Seconds, and MiB resident at most."""
     with TemporaryDirectory() as name:
-        folder = _folder(Path(name) / "demo")
+        folder = demo_folder(Path(name) / "demo")
         peaks: dict[str, list[float]] = {side: [] for side in COMMANDS}
 
         def once(side: str) -> float:
@@ -54,19 +49,6 @@ def measure(rounds: int) -> Result:
         Row.of("demo, most memory by then", "MiB", peaks["ours"], peaks["theirs"], 1.0),
     ]
     return Result("start", rows, details={"prompt_tokens": len(IDS), "weights": "float32 in one safetensors file"})
-
-
-def _folder(folder: Path) -> Path:
-    """The demo as float32: both sides would compute with packed weights otherwise, or unpack them differently."""
-    convert("demo", folder)
-    for path in [*folder.glob("*.safetensors"), *folder.glob("*.index.json")]:
-        path.unlink()
-    weights = dict(tree_flatten(demo()[0].theirs.parameters()))
-    mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
-    config = json.loads((folder / "config.json").read_text())
-    kept = {key: value for key, value in config.items() if not key.startswith("quantization")}
-    (folder / "config.json").write_text(json.dumps(kept | {"torch_dtype": "float32"}))
-    return folder
 
 
 def _first_token(code: str, folder: Path) -> tuple[float, float]:
