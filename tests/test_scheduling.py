@@ -429,8 +429,8 @@ def test_those_at_fault_do_not_wear_out_the_others(llm: mm.LLM, monkeypatch: pyt
     s, told = scheduler(llm), Told()
     good = llm.ask(given[0], **given[1])
     s.add(good)
-    for _ in range(4):
-        marked = llm.ask([1, MARK], max_tokens=50, temperature=1.3)
+    for k in range(4):
+        marked = llm.ask([1, MARK], max_tokens=50, temperature=1.3, seed=k, logit_bias={2: -99})
         with monkeypatch.context() as patch:
             at_a_step(patch, marked)
             s.add(marked)
