@@ -123,8 +123,8 @@ def test_under_load_each_answer_is_its_own(window: str, text: Text) -> None:
         outcomes = asyncio.run(asyncio.wait_for(load(running.port, asked, 64, seed=1), 240))
         assert held(running) == pytest.approx(settled, rel=0.02)
         assert running.complete().status == 200
-        page = running.ask("GET", "/metrics").body.decode()
-        assert "mistral_mlx_decoding 0.0" in page
+        held(running)
+        assert b"mistral_mlx_decoding 0.0" in running.ask("GET", "/metrics").body
     llm, apart = make(), []
     for k, (body, outcome) in enumerate(zip(bodies, outcomes, strict=True)):
         if outcome.left:

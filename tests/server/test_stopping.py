@@ -115,7 +115,7 @@ def test_a_second_interrupt_ends_at_once(folder: Path) -> None:
 @pytest.mark.slow
 def test_an_interrupt_ends_loading() -> None:
     code = """
-import time
+import signal, time
 from mistral_mlx import llm
 from mistral_mlx.cli import main
 def load(model, *, loading, **options):
@@ -124,6 +124,7 @@ def load(model, *, loading, **options):
         loading(done, 1000)
         time.sleep(0.02)
 llm.load = load
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started the tests without it
 raise SystemExit(main(["serve", "-m", "m", "--port", "0"]))
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as running:
