@@ -537,6 +537,7 @@ LANES: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 def test_lanes_say_what_each_says_alone(talkers: Talkers, demo: mm.LLM) -> None:
     history = [mm.Message("user", "Name a fruit. " * 20)]
     begun = [*history, mm.Message("assistant", "An app", prefix=True)]
@@ -631,6 +632,7 @@ def test_a_forecast_does_not_end_an_answer(talkers: Talkers) -> None:
     assert len([first, *answer]) >= 5
 
 
+@pytest.mark.slow
 def test_an_answer_goes_on_from_any_of_its_tokens(talkers: Talkers, demo: mm.LLM) -> None:
     """From ids alone, with the seed and the penalties it had, reading what is new: the fork of an answer."""
     for llm in (talkers("v1"), talkers("v3"), demo):

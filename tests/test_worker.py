@@ -646,6 +646,7 @@ def test_a_thousand_random_sequences_with_their_own_workers(host: tuple[Worker, 
         play(Worker(), Random(seed), host[1], kinds, closes=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("switchy")
 def test_a_thousand_random_sequences_on_one_worker(host: tuple[Worker, mm.LLM]) -> None:
     for seed in range(1000):
