@@ -38,6 +38,7 @@ async def test_a_download_is_seen_stopped_and_gone_on_with(hub: Hub, tmp_path: P
         await chat.pilot.press("enter")
         await chat.until_shown("tiny is here. Enter loads it.")
         await chat.until_shown("is not run here")  # its configuration says nothing: the list has been read anew
+        assert "tiny is here. Enter loads it." in chat.screen_text
         await chat.pilot.press("enter")
         await chat.until(lambda: chat.app.engine.model and chat.app.engine.model.name == "someone/Tiny", "the model")
         assert (await chat.ask("Hello")).finish == "stop"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
 from rich.cells import cell_len
@@ -63,10 +64,11 @@ class ModelsScreen(ModalScreen[str | None]):
         self.query_one(OptionList).focus()
         self._look()
 
-    def _look(self) -> None:
-        self._engine.models(on_models=self._list, on_error=self._failed)
+    def _look(self, said: str = "") -> None:
+        """Look what there is, and leave standing what was said."""
+        self._engine.models(on_models=partial(self._list, said), on_error=self._failed)
 
-    def _list(self, rows: Sequence[ModelEntry]) -> None:
+    def _list(self, said: str, rows: Sequence[ModelEntry]) -> None:
         if not self.children:  # closed meanwhile
             return
         options = self.query_one(OptionList)
@@ -77,7 +79,7 @@ class ModelsScreen(ModalScreen[str | None]):
         if self._rows:
             options.highlighted = min(at, len(self._rows) - 1)
         if not self._fetching:
-            self._say("" if self._rows else "No model is here, and none can be asked for without a network.")
+            self._say(said if self._rows else "No model is here, and none can be asked for without a network.")
 
     def _line(self, row: ModelEntry) -> Text:
         """A row in columns as wide as their widest, but the name gives way."""
@@ -125,14 +127,14 @@ class ModelsScreen(ModalScreen[str | None]):
         name = self._fetching[0] if self._fetching else ""
         self._fetching = None
         if self.children:
-            self._say(f"{name} is here. Enter loads it.")
-            self._look()
+            self._say(said := f"{name} is here. Enter loads it.")
+            self._look(said)
 
     def _stopped(self) -> None:
         self._fetching = None
         if self.children:
-            self._say("Stopped. Enter goes on where it was.")
-            self._look()
+            self._say(said := "Stopped. Enter goes on where it was.")
+            self._look(said)
 
     def _failed(self, error: BaseException) -> None:
         self._fetching = None
