@@ -31,6 +31,11 @@ LATER_NAMES = ["[ARGS]", "[CALL_ID]", "[THINK]", "[/THINK]", "[MODEL_SETTINGS]",
 EFFORTS = ("none", "high")
 
 
+def quick(*names: str) -> list[Any]:
+    """Every format, all but some of them slow."""
+    return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in FORMATS]
+
+
 def tekken_of(version: str, folder: Path, size: int | None = None) -> Tekken:
     """The tekken vocabulary that ships, as a release of another version would state it.
 

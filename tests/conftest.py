@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -83,9 +84,12 @@ def demo() -> mm.LLM:
 
 
 @pytest.fixture
-def server() -> Iterator[Hub]:
-    """A stand-in for the hub, over HTTP."""
-    from tests.hub_server import serve  # slow to import, for those who need none
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A stand-in for the hub, over HTTP; whoever it cuts off tries again at once."""
+    from huggingface_hub import file_download  # slow to import, for those who need none
 
+    from tests.hub_server import serve
+
+    monkeypatch.setattr(file_download, "time", SimpleNamespace(sleep=lambda seconds: None))
     with serve() as it:
         yield it

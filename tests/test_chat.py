@@ -20,7 +20,7 @@ from mistral_mlx.text.chat import MistralChat
 from mistral_mlx.text.files import Text
 from mistral_mlx.text.sentencepiece import SentencePiece
 from mistral_mlx.text.tekken import Tekken
-from tests.chat_formats import FORMATS
+from tests.chat_formats import FORMATS, quick
 from tests.conftest import make_model
 
 Tokenizers = dict[str, SentencePiece | Tekken]
@@ -73,11 +73,6 @@ def calling(tokenizer: SentencePiece | Tekken, *calls: tuple[str, str, str]) -> 
 
 
 # ---- prompts that begin the next --------------------------------------------------------------------------------
-
-
-def quick(*names: str) -> list[Any]:
-    """Every format, all but some of them slow."""
-    return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in FORMATS]
 
 
 @pytest.mark.parametrize("name", quick("v3"))

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mistral_mlx as mm
-from mistral_mlx.engine.decode import decode, prefill
+from mistral_mlx.engine.decode import decode
+from mistral_mlx.engine.reading import prefill
 from mistral_mlx.engine.sampling import SamplingParams
 from mistral_mlx.model import ring as ring_module
 from mistral_mlx.model.attention import packed_attention

@@ -28,7 +28,7 @@ from mistral_mlx.text.chat import MistralChat
 from mistral_mlx.text.messages import name_of_call
 from mistral_mlx.text.sentencepiece import SentencePiece
 from mistral_mlx.text.tekken import Tekken
-from tests.chat_formats import FORMATS
+from tests.chat_formats import FORMATS, quick
 
 TALK = [Message("user", "Hello"), Message("assistant", "Hi there!"), Message("user", "How are you?")]
 BRIEF = [Message("system", "Be brief."), *TALK]
@@ -152,7 +152,7 @@ def their_ids(
         return None
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", quick("v3", "v13-tekken"))
 def test_any_conversation_equals_mistral_common(
     name: str, formats: dict[str, MistralChat], peers: dict[str, MistralTokenizer[Any]]
 ) -> None:
@@ -239,7 +239,7 @@ def control_ids(ids: list[int], tokenizer: SentencePiece | Tekken) -> list[int]:
     return [i for i in ids if i in known]
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", quick("v3", "v13-tekken"))
 def test_no_text_becomes_a_control_token(
     name: str, formats: dict[str, MistralChat], tokenizers: dict[str, SentencePiece | Tekken]
 ) -> None:

@@ -38,6 +38,7 @@ def one_for_many(text: str) -> str:
     return re.sub("\ufffd+", "\ufffd", text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SPM, "tekken", "demo"])
 def test_streaming_random_ids_equals_decoding_them_whole(name: str, bpe: Bpe) -> None:  # noqa: F811
     """10,000 sequences, half of them rich in single bytes."""

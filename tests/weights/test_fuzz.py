@@ -157,6 +157,7 @@ def damage(file: Path, sound: bytes, how: Callable[[bytes], bytes], then: Callab
         file.write_bytes(sound)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.json", "params.json"])
 @fuzz
 @given(random=st.randoms(use_true_random=False))
@@ -183,6 +184,7 @@ def test_safetensors(folder: Path, random: Random) -> None:
     damage(file, file.read_bytes(), how, lambda size: check(folder, size))
 
 
+@pytest.mark.slow
 @fuzz
 @given(random=st.randoms(use_true_random=False))
 def test_gguf(gguf_file: Path, random: Random) -> None:
@@ -195,6 +197,7 @@ def test_gguf(gguf_file: Path, random: Random) -> None:
     damage(gguf_file, sound, how, lambda size: check(gguf_file, size))
 
 
+@pytest.mark.slow
 @fuzz
 @given(random=st.randoms(use_true_random=False))
 def test_pth(pth_folder: Path, random: Random) -> None:

@@ -311,6 +311,7 @@ def test_what_is_deep_endless_or_cut_off_costs_little(state: Any, file: Path) ->
     assert peak < 80 * len(held["archive/data.pkl"]) + 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_key", [True, False])
 def test_a_tuple_a_million_deep_is_no_crash(as_key: bool, file: Path) -> None:
     deep = b")" + 10**6 * b"\x85"
