@@ -24,7 +24,8 @@ import mistral_mlx as mm
 from benchmarks.paired import CannotMeasure
 from mistral_mlx.config import ModelConfig
 from mistral_mlx.conversion import convert
-from mistral_mlx.engine.decode import PREFILL_CHUNK, Token, decode
+from mistral_mlx.engine.decode import Token, decode
+from mistral_mlx.engine.reading import PREFILL_CHUNK
 from mistral_mlx.engine.sampling import SamplingParams
 from mistral_mlx.errors import MistralError, TokenizerError
 from mistral_mlx.llm import LLM

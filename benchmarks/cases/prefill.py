@@ -12,7 +12,7 @@ import mlx.core as mx
 from benchmarks.bounds import reading
 from benchmarks.paired import OURS, Result, Row, interleave
 from benchmarks.sides import CHUNKS, Sides, empty_peer, generate_step, prompt, synthetic
-from mistral_mlx.engine.decode import prefill
+from mistral_mlx.engine.reading import prefill
 
 LENGTHS = (512, 4096, 16384, 32768)
 # The long ones take half a minute each.
