@@ -10,9 +10,10 @@ from importlib.metadata import version
 from statistics import median
 
 from mistral_mlx.backend import active_memory, machine, peak_memory, reset_peak_memory
-from mistral_mlx.engine.batch import Batch, read_together
+from mistral_mlx.engine.batch import Batch
 from mistral_mlx.engine.choice import Row
-from mistral_mlx.engine.decode import Progress, decode, prefill
+from mistral_mlx.engine.decode import decode
+from mistral_mlx.engine.reading import Progress, prefill, read_together
 from mistral_mlx.engine.sampling import SamplingParams
 from mistral_mlx.errors import InputError
 from mistral_mlx.llm import LLM

@@ -10,7 +10,7 @@ from weakref import ref
 
 from mistral_mlx.batching import check_lanes
 from mistral_mlx.completion import Chunk, Completion, Forecast, ToolCall, join_calls
-from mistral_mlx.engine.decode import Progress
+from mistral_mlx.engine.reading import Progress
 from mistral_mlx.engine.sampling import SamplingParams
 from mistral_mlx.errors import ContextError, InputError, OutOfMemoryError, RequestError
 from mistral_mlx.request import Request

@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
+from math import inf
 from numbers import Integral
 from pathlib import Path
 from threading import Event
@@ -26,8 +27,9 @@ from mistral_mlx.chat import Chat
 from mistral_mlx.completion import Chunk, Completion
 from mistral_mlx.config import ModelConfig
 from mistral_mlx.engine.choice import Token
-from mistral_mlx.engine.decode import PREFILL_CHUNK, Progress, Reading, ReadingPace, decode, prefill
+from mistral_mlx.engine.decode import decode
 from mistral_mlx.engine.prefix import Prefixes, fingerprint
+from mistral_mlx.engine.reading import PREFILL_CHUNK, Progress, Reading, ReadingPace, prefill
 from mistral_mlx.engine.sampling import SamplingParams
 from mistral_mlx.engine.score import score, whole_logits
 from mistral_mlx.engine.speculative import Drafter, ModelDrafter, NgramDrafter, Pace, decode_speculatively
@@ -57,6 +59,8 @@ log = logging.getLogger("mistral_mlx")
 
 # What a model must have room for to be loaded at all.
 _LEAST_TOKENS = 256
+# What a pass over a prompt may take where somebody may cancel it.
+_PIECE_S = 0.15
 
 
 class LLM:
@@ -67,6 +71,7 @@ class LLM:
         model: the transformer, for whoever wants arrays.
         instruct: whether it says that it was trained to chat: it brings a chat template.
         prefixes: what was read and said before, and need not be read again.
+        pace: how fast prompts are read, as far as is known.
         path: where it was loaded from; None if it was not.
         stored_as: how most of the weights are stored there, as in `models.ModelInfo`.
     """
@@ -80,7 +85,7 @@ class LLM:
         self.config: ModelConfig = model.config
         self.instruct = text.instruct
         self.prefixes = Prefixes(model)
-        self._pace = ReadingPace()
+        self.pace = ReadingPace()
         self._tokenizer = text.tokenizer
         self._chat_format = text.chat_format
         self.draft = None
@@ -484,7 +489,7 @@ class LLM:
         try:
             logits = prefill(
                 self.model, ids[reused:], cache, chunk=memory.chunk,
-                pace=self._pace if cancel else None, progress=reading, cancelled=cancelled,
+                pace=self.pace, seconds=_PIECE_S if cancel else inf, progress=reading, cancelled=cancelled,
             )  # fmt: skip
             if logits is not None:
                 tokens = self._tokens(logits, cache, request, pace, cancelled)
@@ -553,7 +558,8 @@ class LLM:
             progress: told of each prompt that is read alone.
         """
         reset_peak_memory()
-        scheduler = Scheduler(self.model, self.prefixes, pace=self._pace if cancel else None, progress=progress)
+        seconds = _PIECE_S if cancel else inf
+        scheduler = Scheduler(self.model, self.prefixes, self.pace, seconds=seconds, progress=progress)
         yield from run_together(scheduler, requests, cancel.is_set if cancel else None)
 
     def _within_context(self, params: SamplingParams, prompt: int) -> SamplingParams:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mistral_mlx.backend import memory_limit
 from mistral_mlx.config import ModelConfig
-from mistral_mlx.engine.decode import fitting_chunk, prefill_bytes
+from mistral_mlx.engine.reading import fitting_chunk, prefill_bytes
 from mistral_mlx.model.cache import cache_bytes
 from mistral_mlx.model.packing import Packing
 

@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import inf
 
 import mlx.core as mx
+import numpy as np
 
 from mistral_mlx.answer import stats
-from mistral_mlx.engine.batch import Batch, Outcome, read_together
+from mistral_mlx.engine.batch import Batch, Outcome
 from mistral_mlx.engine.choice import Row
-from mistral_mlx.engine.decode import Progress, Reading, ReadingPace, read_chunk
-from mistral_mlx.engine.prefix import Prefixes
+from mistral_mlx.engine.prefix import Prefixes, shared
+from mistral_mlx.engine.reading import Progress, Reading, ReadingPace, prefill_bytes, read_chunk, read_together
 from mistral_mlx.engine.score import score_bytes, score_chunk, scored_chunk
 from mistral_mlx.model.cache import Cache
 from mistral_mlx.model.slots import Sequences
 from mistral_mlx.model.transformer import Transformer
 from mistral_mlx.request import Event, Request
 
+log = logging.getLogger("mistral_mlx")
+
 # More rows than that gain little on any machine, and each makes the others slower.
 MOST_ROWS = 32
-# Tokens of prompts that are read together: longer ones keep the machine busy alone.
+# Tokens of prompts that are read together: longer ones keep the machine busy alone, and are kept for others that begin
+# alike, or wait for them.
 _SHORT = 128
 # As much longer as a step of the answers prompts are read before the next: an answer that has not begun is not decoded
 # along, and a step takes little longer for one row more.
 _READING = 4
+# What a pass over prompts costs beside its tokens, for it reads all weights: as much as so many tokens. Measured on a
+# CPU; the figures of Apple's chips say the same.
+_PASS = 16
+# Bytes for each logit of a row, which stands in memory several times while a token is drawn.
+_ROW = 16
 # How often an answer is taken up again after a step that failed with others in it.
 _RETRIES = 2
 
@@ -71,6 +83,7 @@ class _Prompt:
     """What is being read, for all who ask it.
 
     Attributes:
+        known: how many of the ids need not be read, as far as was known when it came.
         after: what begins alike, and is read before it.
         apart: it is read alone, and in pieces.
         cache: what stands after as much as has been read; None before it is begun.
@@ -80,16 +93,22 @@ class _Prompt:
 
     tasks: list[_Task]
     ids: list[int]
+    known: int = 0
     after: _Prompt | None = None
     apart: bool = False
     cache: Cache | None = None
     told: Reading = field(default_factory=Reading)
     done: int = 0
 
+    @cached_property
+    def array(self) -> np.ndarray:
+        """The ids, to compare many."""
+        return np.array(self.ids, np.int64)
+
     @property
     def left(self) -> int:
         """How many ids are still to be read."""
-        return len(self.ids) - self.done
+        return len(self.ids) - (self.done if self.cache else self.known)
 
     @property
     def scored(self) -> int | None:
@@ -115,9 +134,10 @@ class Scheduler:
         self,
         model: Transformer,
         prefixes: Prefixes,
+        pace: ReadingPace,
         *,
         rows: int = MOST_ROWS,
-        pace: ReadingPace | None = None,
+        seconds: float = inf,
         progress: Progress | None = None,
         keep: bool = False,
     ) -> None:
@@ -125,8 +145,9 @@ class Scheduler:
 
         Args:
             prefixes: where what was read before is found and kept.
+            pace: knows how many tokens are read how fast, and learns from these.
             rows: how many are answered at a time, at most.
-            pace: how many tokens of a prompt to read at a time; None for as many as there is memory for.
+            seconds: what a pass over prompts may take at least, while which nobody is answered.
             progress: told of each prompt that is read alone, as for `prefill`.
             keep: answers too are kept in `prefixes`, for whoever goes on from them.
         """
@@ -134,6 +155,7 @@ class Scheduler:
         self._prefixes = prefixes
         self._rows = rows
         self._pace = pace
+        self._seconds = seconds
         self._progress = progress
         self._keep = keep
         self._waiting: deque[_Task] = deque()
@@ -141,12 +163,8 @@ class Scheduler:
         self._batch = Batch(model)
         self._live: dict[Row, _Task] = {}
         self._turn = 0
-        self._step_s = 0.0  # what the last step of the answers took
-
-    @property
-    def waiting(self) -> int:
-        """Requests that have not begun."""
-        return len(self._waiting)
+        self._steps: deque[float] = deque(maxlen=4)  # what the last steps of the answers took
+        self._broken: Exception | None = None  # what left the batch in pieces, told at its next step
 
     @property
     def reading(self) -> int:
@@ -182,15 +200,24 @@ class Scheduler:
         """What the next step brings; to be read to its end."""
         yield from self._drop_cancelled()
         yield from self._admit()
-        began = time.perf_counter()
+        patience = left = self._patience
+        end = time.perf_counter() + patience
         while self._prompts:
-            yield from self._read()
-            if not self._live or time.perf_counter() - began >= _READING * self._step_s:
+            yield from self._read(max(self._seconds, left))
+            left = end - time.perf_counter()
+            if not self._live or left <= patience / 2:
                 break
         if self._live:
-            began = time.perf_counter()
             yield from self._decode()
-            self._step_s = time.perf_counter() - began
+        else:
+            self._steps.clear()
+
+    @property
+    def _patience(self) -> float:
+        """Seconds that prompts are read for before the answers' next step. One step that took long, as the first of a
+        shape does, does not count.
+        """
+        return _READING * min(self._steps) if len(self._steps) > 1 else 0.0
 
     # ---- who is admitted --------------------------------------------------------------------------------------------
 
@@ -199,6 +226,8 @@ class Scheduler:
         return [*self._live.values(), *(task for prompt in self._prompts for task in prompt.tasks)]
 
     def _drop_cancelled(self) -> Iterator[Event]:
+        if not any(task.cancelled for task in [*self._begun, *self._waiting]):
+            return
         yield from self._leave(self._batch, [row for row, task in self._live.items() if task.cancelled])
         gone = [task for task in [*self._begun, *self._waiting] if task.cancelled]
         self._waiting = deque(task for task in self._waiting if not task.cancelled)
@@ -221,21 +250,24 @@ class Scheduler:
             except Exception as error:
                 yield task.request, error
             self._waiting.popleft()
+            self._make_room()
 
     def _await_turn(self, task: _Task) -> None:
         """Put a request among the prompts that are to be read."""
         request = task.request
         task.start = task.first = time.perf_counter()
-        same = [p for p in self._prompts if p.ids == request.ids and p.scored is None and not p.apart]
-        if same and request.score_prompt is None:
-            same[0].tasks.append(task)
-            return
-        alike = max(self._prompts, key=lambda prompt: _common(prompt.ids, request.ids), default=None)
-        shared = _common(alike.ids, request.ids) if alike else 0
+        for prompt in self._prompts:
+            if prompt.ids == request.ids and prompt.scored == request.score_prompt and not prompt.apart:
+                request.prompt_scores += prompt.tasks[0].request.prompt_scores
+                prompt.tasks.append(task)
+                return
+        new = _Prompt([task], request.ids)
+        new.known = self._prefixes.reach(new.array)
+        alike = max(self._prompts, key=lambda prompt: shared(prompt.array, new.array), default=None)
         # It waits for what saves it more than it waits for.
-        pays = alike and shared > max(_SHORT, self._prefixes.reach(request.ids), len(alike.ids) // 2)
-        self._prompts.append(_Prompt([task], request.ids, alike if pays else None))
-        self._make_room()
+        if alike and shared(alike.array, new.array) > max(_SHORT, new.known, len(alike.ids) // 2):
+            new.after = alike
+        self._prompts.append(new)
 
     def _free(self, tasks: Sequence[_Task]) -> int:
         """Bytes that are left beside all that some requests may become; less than 0 if they cannot go together."""
@@ -244,6 +276,10 @@ class Scheduler:
         each = [task.request.memory for task in tasks]
         caches = [memory.cache for memory in each]
         reading = max(memory.prefill for memory in each)
+        if len(tasks) > 1:  # of which several may be read in one pass
+            config, chunk = self._model.config, min(memory.chunk for memory in each)
+            together = prefill_bytes(config, chunk, self._model.dtype.size, chunk)
+            reading = max(reading, together + len(tasks) * _ROW * config.vocab_size)
         if any(task.request.score_prompt is not None for task in tasks):
             reading += score_bytes(self._model.config.vocab_size)
         logs = sum(prompt.cache.log_bytes for prompt in self._prompts if prompt.cache)
@@ -255,7 +291,10 @@ class Scheduler:
         """Let go of what is kept as far as must be for all that has begun; returns the bytes that are left for it."""
         free = self._free(self._begun)
         if free < self._batch.free_bytes:
-            self._batch.give_up_slots()
+            try:
+                self._batch.give_up_slots()
+            except Exception as error:  # not the fault of whoever wants the room
+                self._broken = error
         free = max(0, free - self._batch.free_bytes)
         self._prefixes.make_room(free)
         return free
@@ -263,25 +302,31 @@ class Scheduler:
     def _keep_prompt(self, ids: list[int], cache: Cache) -> None:
         """Keep what was read, if there is room for it and for the copy of it that the answer goes on with."""
         if self._make_room() >= cache.nbytes + cache.log_bytes:
-            self._prefixes.put(ids[: cache.position], cache)
-            self._make_room()
+            self._put(ids, cache)
+
+    def _put(self, ids: list[int], cache: Cache) -> None:
+        self._prefixes.put(ids, cache)
+        self._make_room()
 
     # ---- prompts ----------------------------------------------------------------------------------------------------
 
-    def _read(self) -> Iterator[Event]:
-        """Read several short prompts, or a piece of one: in turn of the oldest, and of the one that is done soonest."""
+    def _read(self, seconds: float) -> Iterator[Event]:
+        """Make a pass of about so long: over a piece of a prompt, or over several that are short and of like length.
+
+        It is the oldest's turn, or that of the one that is done soonest.
+        """
         for prompt in self._prompts:
             prompt.after = prompt.after if prompt.after in self._prompts else None
         ready = [prompt for prompt in self._prompts if not prompt.after]
-        short = self._short_prompts(ready)
         self._turn += 1
-        oldest = self._turn % 2 and ready[0] not in short
-        if len(short) > 1 and not oldest:
-            yield from self._read_short(short)
+        prompt = ready[0] if self._turn % 2 else min(ready, key=lambda each: each.left)
+        room = self._pace.within(seconds)
+        together = self._together(prompt, ready, room)
+        if len(together) > 1:
+            yield from self._read_together(together)
             return
-        prompt = ready[0] if oldest else min(ready, key=lambda each: each.left)
         try:
-            logits = self._read_piece(prompt)
+            logits = self._read_piece(prompt, room)
         except Exception as error:
             self._prompts.remove(prompt)
             yield from ((task.request, error) for task in prompt.tasks)
@@ -294,35 +339,44 @@ class Scheduler:
             mx.clear_cache()  # what decoding has no use for
             yield from self._answer([prompt], logits[None], read)
 
-    def _short_prompts(self, prompts: list[_Prompt]) -> list[_Prompt]:
-        """Those to read in one pass: short ones, of which little has been read before."""
-        chosen: list[_Prompt] = []
-        room = min([prompt.chunk for prompt in prompts] + ([self._pace.chunk] if self._pace else []))
-        for prompt in prompts:
-            longest = max(len(each.ids) for each in [prompt, *chosen])
-            new = not (prompt.cache or prompt.apart or prompt.scored is not None)
-            fits = longest <= _SHORT and longest * (len(chosen) + 1) <= room
-            if new and fits and self._prefixes.reach(prompt.ids) <= len(prompt.ids) // 2:
+    def _together(self, first: _Prompt, ready: Sequence[_Prompt], room: int) -> list[_Prompt]:
+        """Those to read in the same pass as one, which saves passes and costs what fills the shorter up."""
+        new = [prompt for prompt in ready if self._is_new(prompt)]
+        if first not in new:
+            return [first]
+        chosen = [first]
+        for prompt in sorted(new, key=lambda each: abs(len(each.ids) - len(first.ids))):
+            if prompt is first:
+                continue
+            lengths = [len(each.ids) for each in [*chosen, prompt]]
+            size = len(lengths) * max(lengths)
+            fits = size <= min(room, *(each.chunk for each in [*chosen, prompt]))
+            if fits and size - sum(lengths) <= _PASS * len(chosen):
                 chosen.append(prompt)
         return chosen
 
-    def _read_short(self, prompts: list[_Prompt]) -> Iterator[Event]:
+    def _is_new(self, prompt: _Prompt) -> bool:
+        """Whether it is short and can be read from its beginning, and little of it was read before."""
+        begun = prompt.cache or prompt.apart or prompt.scored is not None
+        return not begun and len(prompt.ids) <= _SHORT and prompt.known <= len(prompt.ids) // 2
+
+    def _read_together(self, prompts: list[_Prompt]) -> Iterator[Event]:
         began = time.perf_counter()
         try:
             logits, read = read_together(self._model, [prompt.ids for prompt in prompts])
-        except Exception:  # one of them is at fault: each is read alone
+        except Exception as error:  # one of them is at fault: each is read alone
+            log.warning("%d prompts could not be read together: %s", len(prompts), error)
             for prompt in prompts:
                 prompt.apart = True
             return
-        if self._pace:
-            self._pace.took(sum(len(prompt.ids) for prompt in prompts), time.perf_counter() - began)
+        self._pace.took(len(prompts) * max(len(prompt.ids) for prompt in prompts), time.perf_counter() - began)
         for prompt in prompts:
             self._prompts.remove(prompt)
             prompt.told(len(prompt.ids), len(prompt.ids))
         yield from self._answer(prompts, logits, read)
 
-    def _read_piece(self, prompt: _Prompt) -> mx.array | None:
-        """Read the next piece of a prompt; the logits (vocab,) after the last."""
+    def _read_piece(self, prompt: _Prompt, room: int) -> mx.array | None:
+        """Read the next piece of a prompt, of at most so many tokens; the logits (vocab,) after the last."""
         began = time.perf_counter()
         if prompt.cache is None:
             # Nothing is kept of how likely a prompt was.
@@ -330,19 +384,19 @@ class Scheduler:
             prompt.told = Reading(self._progress, prompt.done)
             prompt.told(0, prompt.left)
         start, known = prompt.done, prompt.told.known
-        chunk = min(prompt.chunk, self._pace.chunk) if self._pace else prompt.chunk
+        chunk = min(prompt.chunk, room)
         if prompt.scored is not None:
             chunk = min(chunk, scored_chunk(self._model.config.vocab_size))
         piece = prompt.ids[start : start + chunk]
         last = len(piece) == prompt.left
         if prompt.scored is None:
             logits = read_chunk(self._model, piece, prompt.cache, last=last)
+            self._pace.took(len(piece), time.perf_counter() - began)
         else:
             following = prompt.ids[start + 1 : start + 1 + len(piece)]
             scores, logits = score_chunk(self._model, piece, following, prompt.cache, prompt.scored)
-            prompt.tasks[0].request.prompt_scores += scores
-        if self._pace:
-            self._pace.took(len(piece), time.perf_counter() - began)
+            for task in prompt.tasks:
+                task.request.prompt_scores += scores
         prompt.done += len(piece)
         prompt.told(prompt.done - known, len(prompt.ids) - known)
         return logits if last else None
@@ -377,8 +431,8 @@ class Scheduler:
             rows += [task.row(self._model.config.vocab_size) for task in tasks]
             drawn = batch.join(rows, logits, read)
         except Exception as error:
-            batch.leave(rows)
             yield from [(tasks[0].request, error)] if len(tasks) == 1 else self._doubt(tasks, error)
+            yield from self._let_go(batch, rows)
             return
         for row, task in zip(rows, tasks, strict=True):
             task.first = task.first if task.said else time.perf_counter()
@@ -387,19 +441,24 @@ class Scheduler:
 
     def _decode(self) -> Iterator[Event]:
         """The next token of every answer."""
+        began = time.perf_counter()
         try:
+            if self._broken:
+                raise self._broken
             drawn = self._batch.step()
         except Exception as error:
             yield from self._doubt_all(error)
             return
-        for task in self._live.values():
-            task.retries = 0
+        self._steps.append(time.perf_counter() - began)
+        if len(self._live) > 1:  # alone, a step says nothing of those that failed together
+            for task in self._live.values():
+                task.retries = 0
         yield from self._take(self._batch, drawn)
 
     def _doubt_all(self, error: Exception) -> Iterator[Event]:
         """What the batch holds can be trusted no more."""
         doubted = list(self._live.values())
-        self._batch, self._live = Batch(self._model), {}
+        self._batch, self._live, self._broken = Batch(self._model), {}, None
         yield from self._doubt(doubted, error)
 
     def _doubt(self, tasks: Sequence[_Task], error: Exception) -> Iterator[Event]:
@@ -450,14 +509,19 @@ class Scheduler:
 
     def _leave(self, batch: Batch, rows: list[Row]) -> Iterator[Event]:
         """End the answers of rows of a batch."""
+        if not rows:
+            return
         events = [self._end(self._live[row], batch, row) for row in rows]
         for row in rows:
             del self._live[row]
+        yield from events
+        yield from self._let_go(batch, rows)
+
+    def _let_go(self, batch: Batch, rows: list[Row]) -> Iterator[Event]:
         try:
             batch.leave(rows)
         except Exception as error:
-            events += self._doubt_all(error)
-        yield from events
+            yield from self._doubt_all(error)
 
     def _end(self, task: _Task, batch: Batch | None = None, row: Row | None = None) -> Event:
         """The last of an answer, whose row is still in the batch if it has one."""
@@ -465,18 +529,12 @@ class Scheduler:
         if task.error:
             return request, task.error
         try:
-            if batch and row and row in batch.rows:
+            if batch and row:
                 nbytes = batch.nbytes_of(row)
                 if self._keep and self._make_room() >= nbytes:
-                    self._prefixes.put(task.ids, batch.cache_of(row, log=self._prefixes.log))
-                    self._make_room()
+                    self._put(task.ids, batch.cache_of(row, log=self._prefixes.log))
             times = (task.start, task.first)
             cost = stats(len(request.ids), task.reused, request.answer.count, times, nbytes, task.pieces)
             return request, request.answer.end(replace(cost, batch=task.batch))
         except Exception as error:
             return request, error
-
-
-def _common(a: list[int], b: list[int]) -> int:
-    """How many ids both begin with."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -9,7 +9,7 @@ import pytest
 
 import mistral_mlx as mm
 from mistral_mlx import models
-from mistral_mlx.engine.decode import prefill, prefill_bytes
+from mistral_mlx.engine.reading import prefill, prefill_bytes
 from mistral_mlx.model.packing import Packing
 from tests.conftest import GOLDEN, make_model
 
@@ -21,17 +21,25 @@ SHAPES: dict[str, tuple[dict[str, Any], int]] = {
     "wide stream": ({"hidden_size": 2048, "head_dim": 16, "sliding_window": 512}, 1500),
     "short": ({"hidden_size": 1024, "num_attention_heads": 16, "head_dim": 64, "sliding_window": 4096}, 100),
     "deep, as many key heads": (
-        {"hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64, "sliding_window": 512,
-         "num_hidden_layers": 12},
+        {
+            "hidden_size": 512,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 8,
+            "head_dim": 64,
+            "sliding_window": 512,
+            "num_hidden_layers": 12,
+        },
         2000,
     ),
     "two windows": (
-        {"hidden_size": 512, "num_attention_heads": 8, "head_dim": 64, "sliding_window": (None, 128)}, 2000,
+        {"hidden_size": 512, "num_attention_heads": 8, "head_dim": 64, "sliding_window": (None, 128)},
+        2000,
     ),
-}  # fmt: skip
+}
+DEEP = pytest.param("deep, as many key heads", marks=pytest.mark.slow)  # fmt: skip
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*(shape for shape in SHAPES if not shape.startswith("deep")), DEEP])
 def test_reading_a_prompt_takes_no_more_than_was_told_nor_far_less(shape: str) -> None:
     changes, tokens = SHAPES[shape]
     model = make_model(vocab_size=1000, max_position_embeddings=8192, **changes)
@@ -70,7 +78,7 @@ def test_quantized_keys_and_values_are_told_as_they_are(kv_bits: int) -> None:
     assert mx.array_equal(llm.logits([1, 2, 3]), plain.logits([1, 2, 3]))  # they need no cache
 
 
-@pytest.mark.parametrize("shape", ["full, heads of 64", "window", "deep, as many key heads"])
+@pytest.mark.parametrize("shape", ["full, heads of 64", "window", DEEP])
 def test_reading_into_a_quantized_cache_takes_no_more_than_was_told(shape: str) -> None:
     changes, tokens = SHAPES[shape]
     model = make_model(vocab_size=1000, max_position_embeddings=8192, **changes)

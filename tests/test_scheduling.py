@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 import mistral_mlx as mm
 from mistral_mlx import scheduling
+from mistral_mlx.engine.reading import ReadingPace, prefill_bytes
 from mistral_mlx.errors import TokenizerError
 from mistral_mlx.model import ring as ring_module
 from mistral_mlx.model.cache import Cache
@@ -39,12 +41,17 @@ def llm(request: pytest.FixtureRequest) -> mm.LLM:
 class Hasty(Scheduler):
     """Reads one piece a step, however long the steps take."""
 
-    _step_s = property(lambda self: 0.0, lambda self, seconds: None)  # type: ignore[assignment]
+    _patience = 0.0
 
 
 def scheduler(llm: mm.LLM, kind: type[Scheduler] = Hasty, **options: Any) -> Scheduler:
     llm.forget()
-    return kind(llm.model, llm.prefixes, **options)
+    return kind(llm.model, llm.prefixes, llm.pace, **options)
+
+
+def scheduler_of(llm: mm.LLM) -> Scheduler:
+    """One that finds what the model has read before."""
+    return Hasty(llm.model, llm.prefixes, llm.pace)
 
 
 class Told:
@@ -161,8 +168,10 @@ def test_a_late_short_prompt_need_not_wait_for_a_long_one(llm: mm.LLM, monkeypat
 def test_as_many_begin_as_there_is_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:
     llm = mm.LLM(make_model(sliding_window=None, eos_token_ids=()), NO_TEXT)
     one = llm.memory(300, 20)
-    # Room for three of 300 tokens, and what joining takes.
-    monkeypatch.setattr("mistral_mlx.memory.memory_limit", lambda: one.total + 4 * one.cache)
+    # Room for three of 300 tokens, for what joining takes, and for reading several together.
+    together = prefill_bytes(llm.config, one.chunk, 4, one.chunk) + 3 * 16 * llm.config.vocab_size
+    limit = one.weights + 5 * one.cache + together
+    monkeypatch.setattr("mistral_mlx.memory.memory_limit", lambda: limit)
     s, told = scheduler(llm), Told()
     requests = [llm.ask([1, *range(3, 22)], max_tokens=280, seed=k, temperature=1.0) for k in range(5)]
     for request in requests:
@@ -365,6 +374,70 @@ def test_a_prompt_may_be_read_only(llm: mm.LLM) -> None:
     assert told.ends[request].completion_tokens == 0  # type: ignore[union-attr]
 
 
+def test_a_prompt_is_scored_once_for_all_who_ask(llm: mm.LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, pieces = [1, *range(3, 60)], []
+    score_chunk = scheduling.score_chunk
+
+    def scored(model: Any, piece: list[int], *given: Any) -> Any:
+        pieces.append(len(piece))
+        return score_chunk(model, piece, *given)
+
+    monkeypatch.setattr(scheduling, "score_chunk", scored)
+    monkeypatch.setattr(scheduling._Prompt, "chunk", 20)
+    s = scheduler(llm)
+    requests = [llm.ask(ids, max_tokens=2, seed=k, temperature=1.0) for k in range(3)]
+    for request in requests:
+        request.score_prompt = 1
+    for request in requests[:2]:
+        s.add(request)
+    list(s.step())
+    s.add(requests[2])  # while it is being scored
+    told = run(s)
+    assert sum(pieces) == len(ids)
+    assert requests[0].prompt_scores == requests[1].prompt_scores == requests[2].prompt_scores
+    assert len(requests[2].prompt_scores) == len(ids) - 1
+    expected = [alone(llm, ids, max_tokens=2, seed=k, temperature=1.0) for k in range(3)]
+    assert [told.tokens[request] for request in requests] == expected
+
+
+class Third:
+    """What a form asks for: each third token may come, another third each time."""
+
+    over = False
+
+    def __init__(self) -> None:
+        self.said: list[int] = []
+
+    def allowed(self) -> np.ndarray:
+        return np.arange(64) % 3 == len(self.said) % 3
+
+    def accept(self, token: int) -> None:
+        self.said.append(token)
+
+
+def test_who_could_not_join_is_held_to_its_form_from_the_beginning(
+    llm: mm.LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, failed = scheduling.Batch._place, []
+
+    def fails(*given: Any) -> None:
+        if not failed:
+            failed.append(True)
+            raise RuntimeError("no room")
+        place(*given)
+
+    monkeypatch.setattr(scheduling.Batch, "_place", fails)
+    s, told = scheduler(llm), Told()
+    requests = [llm.ask([7 + k, 9], max_tokens=6, logit_bias={2: -99}) for k in range(2)]
+    for request in requests:
+        request.constraint = Third()  # type: ignore[assignment]
+        s.add(request)
+    run(s, told)
+    assert failed
+    for request in requests:
+        assert [token % 3 for token in told.tokens[request]] == [0, 1, 2, 0, 1, 2]
+
+
 # ---- what it holds ----------------------------------------------------------------------------------------------
 
 
@@ -379,6 +452,43 @@ def test_no_more_is_held_than_was_predicted(monkeypatch: pytest.MonkeyPatch) -> 
     while not s.idle:
         list(s.step())
         assert s.cache_bytes + llm.prefixes.cache_bytes + llm.prefixes.reuse_bytes <= one
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_room_is_made_for_each_who_asks_the_same(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = mm.LLM(make_model(sliding_window=None, eos_token_ids=()), NO_TEXT)
+    llm.prefixes.max_reuse_bytes = 2**30
+    for k in range(20):
+        llm.generate([3 + k, *[5] * 200], max_tokens=1)
+    kept = llm.prefixes.cache_bytes + llm.prefixes.reuse_bytes
+    s, one = scheduler_of(llm), llm.memory(300, 20)
+    together = prefill_bytes(llm.config, one.chunk, 4, one.chunk) + 4 * 16 * llm.config.vocab_size
+    # Room for four and what joining takes, but not for all that is kept.
+    limit = one.weights + together + (count + 2) * one.cache + kept // 2
+    monkeypatch.setattr("mistral_mlx.memory.memory_limit", lambda: limit)
+    for k in range(count):
+        s.add(llm.ask([k % 2, *range(3, 22)], max_tokens=280, seed=k))
+    list(s.step())
+    assert s.reading + s.decoding == count
+    free = s._free(s._begun)
+    assert 0 < llm.prefixes.cache_bytes + llm.prefixes.reuse_bytes <= free
+
+
+def test_what_was_read_before_counts_as_read(llm: mm.LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long conversation with a short new turn is done soon, whatever else is asked."""
+    monkeypatch.setattr(scheduling._Prompt, "chunk", 16)
+    monkeypatch.setattr(llm.prefixes, "max_reuse_bytes", 2**24)
+    s, told = scheduler(llm, keep=True), Told()
+    before = llm.ask([3, *[6, 7] * 150], max_tokens=2)
+    s.add(before)
+    run(s, told)
+    s.add(llm.ask([1, *[4, 5] * 400], max_tokens=2))
+    again = llm.ask([*before.ids, *told.tokens[before], 9, 8, 7], max_tokens=2)
+    s.add(again)
+    for k in range(6):
+        s.add(llm.ask([10 + k, *[11, 12 + k] * 15], max_tokens=2))
+        told.take(s.step())
+    assert again in told.ends
 
 
 def test_prompts_that_begin_alike_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,6 +531,104 @@ def test_short_prompts_that_keep_coming_do_not_hold_a_long_one_up(llm: mm.LLM, m
             s.add(llm.ask([1, 3 + k % 50, 6 + j], max_tokens=1))
         told.take(s.step())
     assert long in told.ends
+
+
+class Known(ReadingPace):
+    """How much is read at a time is known from the start."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self._room = room
+
+    def within(self, seconds: float) -> int:
+        return self._room
+
+
+@pytest.mark.parametrize(
+    ("room", "passes"),
+    [
+        (512, [[5, 5, 6], [60, 66], [90]]),  # a pass that is saved is worth 16 tokens of filling up
+        (140, [[5, 5, 6], [60, 66], [90]]),
+        (130, [[5, 5, 6], [60], [66], [90]]),  # 132 would be too many
+        (12, [[5, 5], [6]]),
+    ],
+)
+def test_prompts_of_like_length_are_read_in_one_pass(
+    llm: mm.LLM, room: int, passes: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[list[int]] = []
+    read_together, read_chunk = scheduling.read_together, scheduling.read_chunk
+
+    def together(model: Any, prompts: list[list[int]]) -> Any:
+        found.append(sorted(map(len, prompts)))
+        return read_together(model, prompts)
+
+    def piece(model: Any, ids: list[int], cache: Cache, *, last: bool) -> Any:
+        found.append([len(ids)])
+        return read_chunk(model, ids, cache, last=last)
+
+    monkeypatch.setattr(scheduling, "read_together", together)
+    monkeypatch.setattr(scheduling, "read_chunk", piece)
+    given = [[3 + k] * n for k, n in enumerate((60, 5, 90, 6, 66, 5))]
+    expected = [alone(llm, ids, max_tokens=3) for ids in given]
+    llm.forget()
+    found.clear()
+    s, told = Hasty(llm.model, llm.prefixes, Known(room)), Told()
+    requests = [llm.ask(ids, max_tokens=3) for ids in given]
+    for request in requests:
+        s.add(request)
+    run(s, told)
+    assert [told.tokens[request] for request in requests] == expected
+    for lengths in passes:
+        assert lengths in found
+
+
+def test_others_that_begin_as_long_prompts_do_wait_for_them(llm: mm.LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And need not read again what they share, though prompts of the same length are read beside them."""
+    monkeypatch.setattr(llm.prefixes, "max_reuse_bytes", 2**24)
+    s, told = scheduler(llm), Told()
+    shared = [3] * 200
+    given = [[*shared, 9], [4] * 201, [*shared, 9, 8], [5] * 201]
+    requests = [llm.ask(ids, max_tokens=3) for ids in given]
+    for request in requests:
+        s.add(request)
+    run(s, told)
+    assert [told.ends[request].reused_tokens for request in requests] == [0, 0, 201, 0]  # type: ignore[union-attr]
+    assert [told.tokens[request] for request in requests] == [alone(llm, ids, max_tokens=3) for ids in given]
+
+
+def test_prompts_are_read_for_some_steps_time_and_then_the_answers_go_on(
+    llm: mm.LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that a pass over a prompt moves by 0.9 s, and a step of the answers by 1."""
+    clock, done = [0.0], []
+    read_chunk, step = scheduling.read_chunk, scheduling.Batch.step
+
+    def piece(*args: Any, **options: Any) -> Any:
+        clock[0] += 0.9
+        done.append("read")
+        return read_chunk(*args, **options)
+
+    def stepped(batch: Any) -> Any:
+        clock[0] += 1.0 if clock[0] else 30.0  # the first of a shape takes long
+        done.append("step")
+        return step(batch)
+
+    monkeypatch.setattr(scheduling.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(scheduling, "read_chunk", piece)
+    monkeypatch.setattr(scheduling.Batch, "step", stepped)
+    llm.forget()
+    s, told = Scheduler(llm.model, llm.prefixes, Known(16), seconds=0.3), Told()
+    short, long = llm.ask([1, 3], max_tokens=40, logit_bias={2: -99}), llm.ask([1, *[4, 5] * 150], max_tokens=1)
+    s.add(short)
+    for _ in range(3):
+        told.take(s.step())
+    s.add(long)
+    done.clear()
+    while long not in told.ends:
+        told.take(s.step())
+    # Four steps' time: after three passes less than half of it is left, too little for another.
+    assert "".join(word[0] for word in done[:12]) == "rrrsrrrsrrrs"
 
 
 def test_those_at_fault_do_not_wear_out_the_others(llm: mm.LLM, monkeypatch: pytest.MonkeyPatch) -> None:

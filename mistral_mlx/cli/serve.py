@@ -81,6 +81,9 @@ def add_to(commands: Any) -> None:
     limits = parser.add_argument_group("limits")
     limits.add_argument("--max-batch", type=_count, default=32, metavar="N", help="answers at a time (32)")
     limits.add_argument("--max-queue", type=_count, default=256, metavar="N", help="answers that may wait (256)")
+    limits.add_argument(
+        "--max-answer", type=_count, metavar="N", help="the most tokens that an answer may ask for (32768)"
+    )
     limits.add_argument("--max-n", type=_count, metavar="N", help="answers to one prompt (16)")
     limits.add_argument(
         "--reuse",
@@ -134,6 +137,11 @@ def _serve(arguments: argparse.Namespace) -> int:
         )
     if "*" in settings.origins and not settings.keys:
         raise InputError("Any website could use the model.", f"Give --api-keys FILE or set {_KEYS}, or name websites.")
+    if "max_tokens" in options and settings.max_tokens > settings.max_answer:
+        raise InputError(
+            f"--max-tokens {settings.max_tokens} is more than an answer may have.",
+            f"Give --max-answer {settings.max_tokens} too; it is {settings.max_answer}.",
+        )
     how = loading(arguments)
     with bind(arguments.host, arguments.port) as bound:
         engine = Engine(

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import mlx.core as mx
 
 from mistral_mlx.engine.choice import Row, Token, choose, read_each
 from mistral_mlx.model.cache import Cache, layer_limits
-from mistral_mlx.model.masks import reading_mask
-from mistral_mlx.model.packing import Packing
 from mistral_mlx.model.ring import capacity_for
 from mistral_mlx.model.slots import Sequences, Slots
 from mistral_mlx.model.step import Stepped
@@ -58,8 +55,11 @@ class Batch:
             logits: (B, vocab), of these tokens.
             read: what each of them has read.
         """
+        self._place(list(rows), [0] * len(rows), read)  # before the first tokens count: this may fail
         drawn = read_each(choose(logits, rows), rows)
-        self._place(list(rows), [token.id if isinstance(token, Token) else 0 for token in drawn], read)
+        for row, token in zip(rows, drawn, strict=True):
+            group = self._group_of(row)
+            group.tokens[group.rows.index(row)] = _fed(token)
         self.leave([row for row, token in zip(rows, drawn, strict=True) if isinstance(token, Exception)])
         return drawn
 
@@ -120,7 +120,7 @@ class Batch:
         for group in groups:
             for place, row in enumerate(group.rows):
                 token = next(drawn)
-                group.tokens[place] = token.id if isinstance(token, Token) else 0
+                group.tokens[place] = _fed(token)
                 if row.live:
                     found.append((row, token))
         return found
@@ -131,6 +131,8 @@ class Batch:
     def _place(self, rows: list[Row], tokens: list[int], held: Sequences) -> None:
         self._ahead = None
         sizes = [self._size(length) for length in held.lengths]
+        if len(set(sizes)) > 1:
+            held = Sequences(held.lengths, list(held.layers))
         for size in dict.fromkeys(sizes):
             group = self._groups.setdefault(size, _Group(Slots(self._model.config, size, self._model.packing)))
             chosen = [i for i, each in enumerate(sizes) if each == size]
@@ -139,10 +141,7 @@ class Batch:
     def _move(self, group: _Group, places: list[int]) -> None:
         """Put rows of a group where they belong now."""
         if places:
-            rows, tokens = [group.rows[i] for i in places], [group.tokens[i] for i in places]
-            held = group.slots.take(places)
-            group.rows = [row.resting() if row in rows else row for row in group.rows]
-            self._place(rows, tokens, held)
+            self._place(*group.move_out(places))
 
     def _outgrown(self, size: int) -> list[int]:
         """The places of rows that have no room for another token in slots of this size."""
@@ -187,48 +186,18 @@ class _Group:
         self.rows += rows[len(places) :]
         self.tokens += tokens[len(places) :]
 
+    def move_out(self, places: list[int]) -> tuple[list[Row], list[int], Sequences]:
+        held = self.slots.move_out(places)
+        rows, tokens = [self.rows[i] for i in places], [self.tokens[i] for i in places]
+        rest = [i for i in range(len(self.rows)) if i not in places]
+        self.rows, self.tokens = [self.rows[i] for i in rest], [self.tokens[i] for i in rest]
+        return rows, tokens, held
+
     def keep(self, places: list[int]) -> None:
         self.slots.keep(places)
         self.rows, self.tokens = [self.rows[i] for i in places], [self.tokens[i] for i in places]
 
 
-def read_together(model: Transformer, prompts: Sequence[Sequence[int]]) -> tuple[mx.array, Sequences]:
-    """Read short prompts in one pass.
-
-    Returns:
-        The logits (B, vocab) after each, and what each has left.
-    """
-    lengths = [len(prompt) for prompt in prompts]
-    end = max(lengths)
-    view = _Reading(model, mx.array([end - n for n in lengths]), end)
-    logits = model(mx.array([[0] * (end - len(prompt)) + list(prompt) for prompt in prompts]), view, last_only=True)
-    read = Sequences(lengths, [layer.stored for layer in view.layers])
-    mx.eval(logits, read.layers)
-    return logits[:, -1], read
-
-
-class _Reading:
-    """What stands in for a cache while rows that end together are read from their beginnings."""
-
-    def __init__(self, model: Transformer, starts: mx.array, length: int) -> None:
-        windows = model.config.windows
-        masks = {window: reading_mask(starts, length, window) for window in windows}
-        self.layers = [_Layer(-starts, model.packing) for _ in windows]
-        self._masks = [masks[window] for window in windows]
-
-    def masks(self, length: int) -> list[mx.array]:
-        return self._masks
-
-
-class _Layer:
-    def __init__(self, position: mx.array, packing: Packing | None) -> None:
-        self.position = position  # of the first column in each row, negative before the row begins
-        self.stored: list[mx.array] = []
-        self._packing = packing
-
-    def update(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
-        if not self._packing:
-            self.stored = [keys, values]
-            return keys, values
-        self.stored = self._packing.pack(keys, values)
-        return self._packing.unpack(self.stored)
+def _fed(outcome: Outcome) -> int:
+    """What a row is fed next."""
+    return outcome.id if isinstance(outcome, Token) else 0

@@ -29,20 +29,26 @@ _FORMAT = "mistral-mlx cache 1"
 
 
 class _Entry:
-    """A cache that stands after some ids; it does not change while it is kept, so its bytes are counted once."""
+    """A cache that stands after some ids; it does not change while it is kept, so what it has is counted once."""
 
     def __init__(self, ids: np.ndarray, cache: Cache) -> None:
         self.ids = ids
         self.cache = cache
+        self.position, self.rewindable = cache.position, cache.rewindable
         self.cache_bytes = cache.nbytes
         self.nbytes = self.cache_bytes + cache.log_bytes
 
     def reach(self, ids: np.ndarray) -> int:
         """How many of `ids` the cache can stand after, from the first on."""
-        length = min(len(ids), len(self.ids))
-        same = self.ids[:length] == ids[:length]
-        common = length if same.all() else int(same.argmin())
-        return common if self.cache.position - common <= self.cache.rewindable else 0
+        common = shared(self.ids, ids)
+        return common if self.position - common <= self.rewindable else 0
+
+
+def shared(a: np.ndarray, b: np.ndarray) -> int:
+    """How many ids both begin with."""
+    length = min(len(a), len(b))
+    same = a[:length] == b[:length]
+    return length if same.all() else int(same.argmin())
 
 
 class Prefixes:
@@ -87,19 +93,19 @@ class Prefixes:
         """Bytes of what is kept besides: older caches, and the logs of all."""
         return sum(entry.nbytes for entry in self._entries) - self.cache_bytes
 
-    def reach(self, ids: Sequence[int]) -> int:
+    def reach(self, ids: Sequence[int] | np.ndarray) -> int:
         """How many of the ids need not be read: as many as `take` would find."""
         return self._furthest(ids)[0]
 
-    def _furthest(self, ids: Sequence[int]) -> tuple[int, _Entry | None]:
+    def _furthest(self, ids: Sequence[int] | np.ndarray) -> tuple[int, _Entry | None]:
         """How many of the ids need not be read, and what stands after them; none if it would not pay."""
         wanted = np.asarray(ids[:-1], np.int64)  # one id at least must be read, for its logits
         reaches = ((entry.reach(wanted), entry) for entry in self._entries)
         # Of those that reach as far, the one with the least to take back.
-        reach, entry = max(reaches, key=lambda found: (found[0], -found[1].cache.position), default=(0, None))
+        reach, entry = max(reaches, key=lambda found: (found[0], -found[1].position), default=(0, None))
         if entry is None or not reach:
             return 0, None
-        back = entry.cache.position - reach
+        back = entry.position - reach
         # Where there is no room for a copy, a cache that would lose more than it gives stays as it is, if it can.
         if not self._roomy and back > reach and entry.nbytes <= self.max_reuse_bytes:
             return 0, None
@@ -118,7 +124,7 @@ class Prefixes:
         reach, entry = self._furthest(ids)
         if entry is None:
             return self._model.make_cache(log=self.log), 0
-        back = entry.cache.position - reach
+        back = entry.position - reach
         if back and self._roomy:
             cache = entry.cache.copy()  # another answer, or another text that begins alike: the old one stays
         else:

@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from mistral_mlx.engine.choice import Token
-from mistral_mlx.engine.decode import PREFILL_CHUNK
+from mistral_mlx.engine.reading import PREFILL_CHUNK
 from mistral_mlx.model.cache import Cache
 from mistral_mlx.model.transformer import Transformer
 

@@ -15,7 +15,8 @@ from typing import Protocol
 import mlx.core as mx
 
 from mistral_mlx.engine.choice import Chosen, Row, Token, choose, read
-from mistral_mlx.engine.decode import Cancelled, prefill, steps
+from mistral_mlx.engine.decode import steps
+from mistral_mlx.engine.reading import Cancelled, prefill
 from mistral_mlx.engine.sampling import SamplingParams
 from mistral_mlx.errors import InputError
 from mistral_mlx.model.cache import Cache

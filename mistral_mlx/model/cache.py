@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from typing import Any, NamedTuple, Protocol
 
@@ -80,7 +80,7 @@ class Cache:
         """What each layer still holds, in order of time: arrays (1, kv_heads, n, …)."""
         return [layer.held for layer in self.layers]
 
-    def fill(self, held: Sequence[Sequence[mx.array]], position: int) -> None:
+    def fill(self, held: Iterable[Sequence[mx.array]], position: int) -> None:
         """Take up what `held` gave, which ends at `position`, into this empty cache."""
         for layer, arrays in zip(self.layers, held, strict=True):
             layer.lay(arrays, position)

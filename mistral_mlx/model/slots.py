@@ -12,7 +12,7 @@ Sequences share rings of one size, so those of like length belong together: a lo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -28,11 +28,12 @@ class Sequences(NamedTuple):
 
     Attributes:
         lengths: tokens of each.
-        layers: for each layer its arrays (B, kv_heads, n, …) in order of time, at whose end every sequence ends.
+        layers: for each layer its arrays (B, kv_heads, n, …) in order of time, at whose end every sequence ends. They
+            may come one by one, and are then there once.
     """
 
     lengths: list[int]
-    layers: list[list[mx.array]]
+    layers: Iterable[list[mx.array]]
 
     @classmethod
     def of(cls, cache: Cache) -> Sequences:
@@ -84,7 +85,7 @@ class Slots:
     def put(self, sequences: Sequences, places: Sequence[int]) -> None:
         """Take sequences in: the first into the slots at `places`, the others into new ones behind the last.
 
-        What they hold is let go of layer by layer, so that only one layer stands in memory twice.
+        What they hold is taken and let go of layer by layer, so that only one layer stands in memory twice.
         """
         if not self._starts:
             self.position = max(sequences.lengths)
@@ -120,14 +121,28 @@ class Slots:
             mx.eval(layers[-1])
         return Sequences(lengths, layers)
 
+    def move_out(self, places: list[int]) -> Sequences:
+        """What the slots at `places` hold, which are given up, each layer when it is taken."""
+        lengths = [self.lengths[place] for place in places]
+        rest = [place for place in range(len(self)) if place not in places]
+        self._starts = [self._starts[place] for place in rest]
+        return Sequences(lengths, self._layers_out(places, rest, max(lengths)))
+
+    def _layers_out(self, places: list[int], rest: list[int], longest: int) -> Iterator[list[mx.array]]:
+        for i, rings in enumerate(self._rings):
+            held = min(longest, rings[0].shape[2])
+            moved = [latest(ring[mx.array(places)], self.position, held) for ring in rings]
+            self._rings[i] = [ring[mx.array(rest)] for ring in rings] if rest else []
+            mx.eval(moved, self._rings[i])
+            del rings
+            yield moved
+
     def keep(self, places: list[int]) -> None:
-        """Let go of all slots but those at `places`."""
+        """Let go of all slots but those at `places`, of which there is one at least."""
         self._starts = [self._starts[place] for place in places]
         for i, rings in enumerate(self._rings):
-            self._rings[i] = [ring[mx.array(places)] for ring in rings] if places else []
+            self._rings[i] = [ring[mx.array(places)] for ring in rings]
             mx.eval(self._rings[i])
-        if not places:
-            self._rings = []
 
     # ---- what a step needs ------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from mistral_mlx import __version__
 from mistral_mlx.server import schema
 from mistral_mlx.server.calls import Calls
 from mistral_mlx.server.engine import Engine
-from mistral_mlx.server.faults import Refusal
+from mistral_mlx.server.faults import Refusal, no_model
 from mistral_mlx.server.guard import Guard
 from mistral_mlx.server.journal import Journal
 from mistral_mlx.server.metrics import Metrics
@@ -111,9 +111,7 @@ def _api(calls: Calls, metrics: Metrics) -> APIRouter:
     @router.get("/v1/models/{name:path}", summary="The same by its name")
     async def model(name: str) -> schema.ModelCard:
         if name != card.id:
-            raise Refusal(
-                404, f"There is no model {name!r} here, only {card.id!r}.", param="model", code="model_not_found"
-            )
+            raise no_model(name, card.id)
         return card
 
     @router.get("/metrics", summary="Figures for Prometheus", response_class=Response)

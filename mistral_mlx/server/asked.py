@@ -12,8 +12,8 @@ from typing import Any
 from mistral_mlx.completion import Chunk
 from mistral_mlx.llm import LLM
 from mistral_mlx.request import Request
-from mistral_mlx.server.faults import Refusal, blaming
-from mistral_mlx.server.recall import Recall
+from mistral_mlx.server.faults import Refusal, blaming, no_model
+from mistral_mlx.server.recall import Recall, key
 from mistral_mlx.server.schema import (
     ChatRequest,
     CompletionRequest,
@@ -74,8 +74,10 @@ def read_chat(body: ChatRequest, llm: LLM, settings: Settings, recall: Recall) -
             tool_choice=choice or "auto", parallel_tool_calls=body.parallel_tool_calls is not False, **sampling
         )
 
+    conversation = key(asked.messages)
+
     def keep(index: int, chunks: Sequence[Chunk]) -> None:
-        recall.keep(asked.messages, asked.turn(chunks))
+        recall.keep(conversation, asked.turn(chunks))
 
     return Asked(_tries(asked.request, n), tries=n, given=n, logprobs=bool(body.logprobs), keep=keep)
 
@@ -90,7 +92,8 @@ def read_completion(body: CompletionRequest, llm: LLM, settings: Settings) -> As
         raise Refusal(400, f"best_of is {tries}; this server allows {settings.max_n}.", param="best_of")
     if tries > n and body.stream:
         raise Refusal(400, "The best of several answers is known at the end: leave out stream.", param="best_of")
-    max_tokens = _COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
+    given = _allowed("max_tokens", body.max_tokens, settings)
+    max_tokens = _COMPLETION_TOKENS if given is None else given
     sampling |= {"max_tokens": max(1, max_tokens), "logprobs": body.logprobs or 0}
     prompts = _prompts(body)
     if len(prompts) * tries > settings.max_requests:
@@ -127,12 +130,7 @@ def _request(body: CompletionRequest, llm: LLM, prompt: str | list[int], samplin
 def _sampling(body: Sampling, llm: LLM, settings: Settings) -> tuple[int, dict[str, Any]]:
     """How many answers, and the options of the engine that both kinds of request share."""
     if body.model != settings.name:
-        raise Refusal(
-            404,
-            f"There is no model {body.model!r} here, only {settings.name!r}.",
-            param="model",
-            code="model_not_found",
-        )
+        raise no_model(body.model, settings.name)
     n = body.n or 1
     if n > settings.max_n:
         raise Refusal(400, f"n is {n}; this server allows {settings.max_n}.", param="n")
@@ -163,7 +161,14 @@ def _tries(request: Request, count: int) -> list[Request]:
 def _max_tokens(body: ChatRequest, settings: Settings) -> int:
     if None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens:
         raise Refusal(400, "max_tokens and max_completion_tokens are the same: send one.", param="max_tokens")
-    return body.max_completion_tokens or body.max_tokens or settings.max_tokens
+    name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    return _allowed(name, getattr(body, name), settings) or min(settings.max_tokens, settings.max_answer)
+
+
+def _allowed(name: str, tokens: int | None, settings: Settings) -> int | None:
+    if tokens is not None and tokens > settings.max_answer:
+        raise Refusal(400, f"{name} is {tokens}; this server allows {settings.max_answer}.", param=name)
+    return tokens
 
 
 def _form(body: ChatRequest) -> dict[str, Any]:

@@ -78,7 +78,7 @@ class Calls:
         call = _Call(asked, self.served, http.state.record)
         chunks = call.run(self._engine, self._metrics)
         if not body.stream:
-            return _json(await unless_gone(http, call.whole(chunks, answers)))
+            return await unless_gone(http, call.whole(chunks, answers))
         # What fails before the first token is told by a status.
         first = await unless_gone(http, _next(chunks))
         return _Events(call.events(first, chunks, answers, usage=_with_usage(body)))
@@ -117,12 +117,13 @@ class _Call:
                     self._record.told(self._completions)
                 yield index, chunk
 
-    async def whole(self, chunks: AsyncGenerator[tuple[int, Chunk]], answers: Answers) -> BaseModel:
+    async def whole(self, chunks: AsyncGenerator[tuple[int, Chunk]], answers: Answers) -> Response:
         """The answer in one piece."""
         async with aclosing(chunks):
             async for _ in chunks:
                 pass
-        return answers.whole(self._chunks, self._usage())
+        # With log-probabilities this may take seconds, while which others want to hear.
+        return await asyncio.to_thread(lambda: _json(answers.whole(self._chunks, self._usage())))
 
     async def events(
         self, first: tuple[int, Chunk], chunks: AsyncGenerator[tuple[int, Chunk]], answers: Answers, *, usage: bool

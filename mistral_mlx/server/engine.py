@@ -14,7 +14,6 @@ import mlx.core as mx
 
 from mistral_mlx.backend import active_memory
 from mistral_mlx.completion import Chunk
-from mistral_mlx.engine.decode import ReadingPace
 from mistral_mlx.errors import BusyError
 from mistral_mlx.llm import LLM
 from mistral_mlx.request import Event, Request
@@ -26,7 +25,7 @@ log = logging.getLogger("mistral_mlx")
 # Of so many answers, when they ended tells how soon the next one will.
 _REMEMBERED = 16
 _LONGEST_S = 60.0
-# What reading a piece of a prompt may take, while which nobody gets a token; shorter ones cost more a token.
+# What a pass over prompts may take at least, while which nobody gets a token; shorter ones cost more a token.
 _PIECE_S = 0.3
 
 Deliver = Callable[[Chunk | Exception], object]
@@ -208,12 +207,14 @@ class Engine:
         self._count()
 
     def _new_scheduler(self) -> Scheduler:
-        return Scheduler(self.llm.model, self.llm.prefixes, rows=self._max_batch, pace=ReadingPace(_PIECE_S), keep=True)
+        llm = self.llm
+        return Scheduler(llm.model, llm.prefixes, llm.pace, rows=self._max_batch, seconds=_PIECE_S, keep=True)
 
     def _tell(self, event: Event) -> None:
         request, chunk = event
         deliver = self._waiting.get(request)
-        if deliver is None:
+        if deliver is None:  # it was told of an error, and began after it
+            self._scheduler.cancel(request)
             return
         if isinstance(chunk, Exception) or chunk.stats:
             del self._waiting[request]

@@ -62,6 +62,12 @@ class Refusal(Exception):
         return Response(self.body, self.status, self.headers, "application/json")
 
 
+def no_model(asked: str, served: str) -> Refusal:
+    """What to answer to whoever names a model that is not served."""
+    message = f"There is no model {asked!r} here, only {served!r}."
+    return Refusal(404, message, param="model", code="model_not_found")
+
+
 @contextmanager
 def blaming(param: str) -> Iterator[None]:
     """What goes wrong inside is this field's fault, unless the error names another."""

@@ -9,6 +9,8 @@ import json
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import reduce
+from itertools import accumulate
 from threading import Lock
 
 from mistral_mlx.text.messages import Message
@@ -28,11 +30,11 @@ class Recall:
         self._answers: OrderedDict[bytes, tuple[str, tuple[int, ...]]] = OrderedDict()
         self._lock = Lock()
 
-    def keep(self, before: Sequence[Message], answer: Message) -> None:
-        """Remember what was answered to a conversation."""
+    def keep(self, conversation: bytes, answer: Message) -> None:
+        """Remember what was answered to a conversation, given by what `key` says of it."""
         if answer.ids is None:
             return
-        *_, key = _keys([*before, answer])
+        key = _key(conversation, answer)
         with self._lock:
             if key in self._answers:
                 self._held -= _weight(*self._answers.pop(key))
@@ -43,7 +45,8 @@ class Recall:
 
     def restore(self, messages: Sequence[Message]) -> list[Message]:
         """The same conversation, with the ids of the answers that were given here."""
-        return [self._restored(turn, key) for turn, key in zip(messages, _keys(messages), strict=True)]
+        keys = list(accumulate(messages, _key, initial=b""))[1:]
+        return [self._restored(turn, key) for turn, key in zip(messages, keys, strict=True)]
 
     def _restored(self, turn: Message, key: bytes) -> Message:
         if turn.role != "assistant" or turn.prefix:
@@ -60,11 +63,12 @@ def _weight(thinking: str, ids: Sequence[int]) -> int:
     return len(ids) + len(thinking) // 4 + _BESIDE
 
 
-def _keys(messages: Iterable[Message]) -> Iterable[bytes]:
-    """What stands for the conversation up to each message: its text and its calls, not what was thought."""
-    key = b""
-    for m in messages:
-        calls = [(call.id, call.name, call.arguments) for call in m.tool_calls]
-        said = json.dumps([m.role, m.content, m.parts, calls, m.tool_call_id])
-        key = hashlib.sha256(key + said.encode()).digest()
-        yield key
+def key(messages: Iterable[Message]) -> bytes:
+    """What stands for a conversation: its text and its calls, not what was thought."""
+    return reduce(_key, messages, b"")
+
+
+def _key(before: bytes, m: Message) -> bytes:
+    calls = [(call.id, call.name, call.arguments) for call in m.tool_calls]
+    said = json.dumps([m.role, m.content, m.parts, calls, m.tool_call_id])
+    return hashlib.sha256(before + said.encode()).digest()

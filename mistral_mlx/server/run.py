@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 import socket
 from collections.abc import Callable
@@ -20,8 +19,6 @@ from mistral_mlx.server.connections import protocol
 from mistral_mlx.server.engine import Engine
 from mistral_mlx.server.journal import write_line
 from mistral_mlx.server.settings import Settings
-
-log = logging.getLogger("mistral_mlx")
 
 # What answers get to tell that they were ended.
 _LAST_WORDS_S = 5

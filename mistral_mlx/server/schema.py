@@ -22,11 +22,16 @@ from typing_extensions import TypedDict
 
 T = TypeVar("T")
 
+# Each is checked by itself, while others wait.
+_MOST_BIASES = 10_000
+
 
 def _one_by_one(given: Any, check: ValidatorFunctionWrapHandler) -> Any:
     """Check a mapping up to its first fault."""
     if not isinstance(given, dict):
         return check(given)
+    if len(given) > _MOST_BIASES:
+        raise ValueError(f"it has {len(given)} tokens, more than {_MOST_BIASES}")
     return {name: value for item in given.items() for name, value in check(dict([item])).items()}
 
 

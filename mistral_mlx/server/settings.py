@@ -15,6 +15,7 @@ class Settings:
         origins: websites whose pages may use the API.
         loopback: only this machine can reach the server, so without keys only its own names are answered to.
         temperature, max_tokens: what requests get that name none.
+        max_answer: the most tokens that an answer may ask for.
         max_n: the most answers to one prompt.
         max_requests: the most answers that one call may ask for in all.
         max_body, body_s: the most bytes of a request's body, and seconds within which it must arrive.
@@ -31,6 +32,7 @@ class Settings:
     loopback: bool = True
     temperature: float = 1.0
     max_tokens: int = 4096
+    max_answer: int = 32_768
     max_n: int = 16
     max_requests: int = 256
     max_body: int = 4 * 2**20

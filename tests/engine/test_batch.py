@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mistral_mlx.engine.batch import Batch, read_together
+from mistral_mlx.engine.batch import Batch
 from mistral_mlx.engine.choice import Row, Token
-from mistral_mlx.engine.decode import decode, prefill
+from mistral_mlx.engine.decode import decode
+from mistral_mlx.engine.reading import prefill, read_together
 from mistral_mlx.engine.sampling import SamplingParams
 from mistral_mlx.model import ring as ring_module
 from mistral_mlx.model.slots import Sequences
@@ -107,3 +109,20 @@ def test_prompts_read_together_are_read_as_alone(name: str, texts: list[list[int
         expected = alone(model, text, params)
         assert [t.id for t in tokens] == [t.id for t in expected]
         np.testing.assert_allclose([t.logprob for t in tokens], [t.logprob for t in expected], atol=2e-5)
+
+
+def test_rows_that_outgrow_their_slots_together_take_one_layer_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ring_module, "SMALLEST_CAPACITY", 1024)
+    model = make_model(num_hidden_layers=16, sliding_window=None, max_position_embeddings=4096)
+    batch, rows = Batch(model), 8
+    logits, read = read_together(model, [[5] * 1023] * rows)
+    batch.join([Row(SamplingParams(), [5], TINY.vocab_size, 1023) for _ in range(rows)], logits, read)
+    del logits, read
+    batch.step()
+    before = batch.nbytes
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    held = mx.get_active_memory() - before
+    batch.step()  # into slots twice as large
+    assert batch.nbytes == 2 * before
+    assert mx.get_peak_memory() - held < 2.4 * before

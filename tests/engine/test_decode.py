@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mistral_mlx.engine.decode import decode, prefill
+from mistral_mlx.engine.decode import decode
+from mistral_mlx.engine.reading import prefill
 from mistral_mlx.engine.sampling import SamplingParams
 from mistral_mlx.engine.score import score, whole_logits
 from mistral_mlx.model.transformer import Transformer
@@ -58,21 +59,6 @@ def test_generated_logprobs_equal_rescored_ones(name: str, seed: int, chunk: int
     rows -= logits[:-1].max(-1, keepdims=True)
     expected = rows[np.arange(len(rows)), (PROMPT + ids)[1:]]
     np.testing.assert_allclose(scores, expected, atol=2e-5)
-
-
-def test_progress_is_told_before_and_after_each_chunk() -> None:
-    told: list[tuple[int, int]] = []
-    model = MODELS["window"]
-    prefill(model, PROMPT, model.make_cache(), chunk=4, progress=lambda *p: told.append(p))
-    assert told == [(0, 11), (4, 11), (8, 11), (11, 11)]
-
-
-def test_a_cancelled_prompt_stops_before_the_next_chunk() -> None:
-    model = MODELS["window"]
-    cache = model.make_cache()
-    answers = iter([False, True])
-    assert prefill(model, PROMPT, cache, chunk=4, cancelled=lambda: next(answers)) is None
-    assert cache.position == 4
 
 
 def test_cancelling_stops_before_the_next_token() -> None:

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import mistral_mlx as mm
-from mistral_mlx.engine.decode import prefill
+from mistral_mlx.engine.reading import prefill
 from mistral_mlx.engine.sampling import Noise, gumbel
 from mistral_mlx.engine.score import whole_logits
 from mistral_mlx.engine.speculative import LENGTHS, Pace

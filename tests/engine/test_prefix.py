@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mistral_mlx as mm
-from mistral_mlx.engine.decode import prefill
 from mistral_mlx.engine.prefix import Prefixes, fingerprint
+from mistral_mlx.engine.reading import prefill
 from mistral_mlx.model import ring as ring_module
 from mistral_mlx.model.cache import cache_bytes
 from mistral_mlx.model.transformer import Transformer

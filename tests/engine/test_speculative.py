@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mistral_mlx.engine.choice import Row, Token
-from mistral_mlx.engine.decode import Cancelled, decode, prefill
+from mistral_mlx.engine.decode import decode
+from mistral_mlx.engine.reading import Cancelled, prefill
 from mistral_mlx.engine.sampling import SamplingParams, gumbel, keep_min_p, keep_top
 from mistral_mlx.engine.score import whole_logits
 from mistral_mlx.engine.speculative import (
@@ -238,6 +239,7 @@ def test_speculation_gives_what_plain_decoding_gives_thousands_of_times() -> Non
     assert near <= count / 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", MODELS)
 def test_far_beyond_the_wrap(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:

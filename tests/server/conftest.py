@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -134,3 +135,14 @@ def start(text: Text) -> Iterator[Callable[..., Running]]:
     """Starts servers with settings of their own."""
     with ExitStack() as stack:
         yield lambda **changes: stack.enter_context(serving(text, **changes))
+
+
+Written = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def written(capsys: Written) -> Written:
+    """What is written from now on; a line on what an earlier test asked may come after its answer."""
+    time.sleep(0.3)
+    capsys.readouterr()
+    return capsys

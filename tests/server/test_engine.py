@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Any
@@ -187,3 +188,28 @@ def test_what_is_kept_for_later_has_a_limit(start: Callable[..., Engine]) -> Non
         ask(engine, [1, 3 + k, *[7] * 50], max_tokens=3)[1].whole()
     assert engine.state.reuse_bytes <= engine.llm.memory(256).cache  # the last one's
     assert engine.state.cache_bytes == 0
+
+
+def test_what_had_not_begun_when_all_were_told_of_a_failure_is_not_answered(
+    start: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, step = start(), Scheduler.step
+    late: list[Ear] = []
+
+    def fails(self: Scheduler) -> Iterator[Any]:
+        if not late:
+            late.append(ask(engine, [1, 4], max_tokens=1_000_000)[1])
+            raise RuntimeError("once")
+        return step(self)
+
+    monkeypatch.setattr(Scheduler, "step", fails)
+    _, ear = ask(engine, [1, 3], max_tokens=3)
+    with pytest.raises(RuntimeError, match="once"):
+        ear.whole()
+    with pytest.raises(RuntimeError, match="once"):
+        late[0].whole()
+    assert len(ask(engine, [1, 5], max_tokens=3)[1].whole().tokens) == 3
+    end = time.monotonic() + 20
+    while engine.state.reading or engine.state.decoding:
+        assert time.monotonic() < end
+    assert late[0].heard.empty()

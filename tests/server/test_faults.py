@@ -39,14 +39,15 @@ def admit(patch: pytest.MonkeyPatch) -> None:
 
 def prefill(patch: pytest.MonkeyPatch) -> None:
     marked = lambda prompt: any(task.request.params.max_tokens == MARK for task in prompt.tasks)  # noqa: E731
-    failing(patch, scheduling.Scheduler, "_read_piece", lambda self, prompt: marked(prompt))
-    patch.setattr(scheduling, "_SHORT", 0)  # all in pieces
+    failing(patch, scheduling.Scheduler, "_read_piece", lambda self, prompt, room: marked(prompt))
+    patch.setattr(scheduling.Scheduler, "_is_new", lambda self, prompt: False)  # each is read alone
 
 
 def prefill_together(patch: pytest.MonkeyPatch) -> None:
-    failing(patch, scheduling, "read_together", lambda model, prompts: True)
+    is_new = scheduling.Scheduler._is_new
     prefill(patch)
-    patch.setattr(scheduling, "_SHORT", 128)
+    patch.setattr(scheduling.Scheduler, "_is_new", is_new)
+    failing(patch, scheduling, "read_together", lambda model, prompts: True)
 
 
 def step(patch: pytest.MonkeyPatch) -> None:

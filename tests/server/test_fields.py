@@ -181,6 +181,8 @@ BOTH: list[tuple[dict[str, Any], str]] = [
     ({"top_p": -0.1}, "top_p"),
     ({"top_k": 0}, "top_k"),
     ({"min_p": 2}, "min_p"),
+    ({"max_tokens": 32_769}, "max_tokens"),
+    ({"logit_bias": {str(k): 0 for k in range(10_001)}}, "logit_bias"),
     ({"n": 0}, "n"),
     ({"n": 17}, "n"),
     ({"n": 1.5}, "n"),

@@ -9,11 +9,13 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
 import mistral_mlx as mm
+from mistral_mlx.backend import active_memory
 from mistral_mlx.text.files import Text
 from tests.server.conftest import Running, make_llm, serving
 
@@ -141,13 +143,19 @@ def test_under_load_each_answer_is_its_own(window: str, text: Text) -> None:
 
 
 def held(running: Running) -> int:
-    """Bytes that MLX holds once all is quiet and what was kept of earlier prompts has been let go of."""
+    """Bytes that MLX holds once all is quiet, and what is kept of earlier prompts and shapes has been let go of."""
     gc.collect()  # models of other tests
     engine, end = running.engine, time.monotonic() + 20
     while (state := engine.state).waiting + state.reading + state.decoding:
         assert time.monotonic() < end
         time.sleep(0.01)
-    engine._inbox.put(engine.llm.forget)
-    while engine.state.reuse_bytes:
-        time.sleep(0.01)
-    return engine.state.memory_bytes
+    found: SimpleQueue[int] = SimpleQueue()
+
+    def count() -> None:
+        engine.llm.forget()
+        engine.llm.model.step._functions.clear()
+        gc.collect()
+        found.put(active_memory())
+
+    engine._inbox.put(count)
+    return found.get(timeout=20)

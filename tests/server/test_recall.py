@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mistral_mlx.completion import ToolCall
-from mistral_mlx.server.recall import Recall
+from mistral_mlx.server.recall import Recall, key
 from mistral_mlx.text.messages import Message
 from tests.server.conftest import HELLO, Running
 
@@ -17,8 +17,8 @@ def said(content: str, *ids: int, thinking: str = "", calls: tuple[ToolCall, ...
 
 def test_an_answer_is_known_again_after_the_same_conversation() -> None:
     recall = Recall()
-    recall.keep([ASKED], said("Hi", 5, 6, thinking="hm"))
-    recall.keep([ASKED], said("", 7, calls=(CALL,)))
+    recall.keep(key([ASKED]), said("Hi", 5, 6, thinking="hm"))
+    recall.keep(key([ASKED]), said("", 7, calls=(CALL,)))
     again = [ASKED, said("Hi"), ASKED]
     assert [m.ids for m in recall.restore(again)] == [None, (5, 6), None]
     assert recall.restore([ASKED, said("Hi", thinking="hm")])[1].ids == (5, 6)
@@ -36,22 +36,22 @@ def test_an_answer_is_known_again_after_the_same_conversation() -> None:
 def test_the_oldest_are_forgotten() -> None:
     recall = Recall(most=70)  # two short answers
     for name in ("a", "b", "c"):
-        recall.keep([Message("user", name)], said(name, 1, 2))
+        recall.keep(key([Message("user", name)]), said(name, 1, 2))
     known = [recall.restore([Message("user", name), said(name)])[1].ids for name in ("a", "b", "c")]
     assert known == [None, (1, 2), (1, 2)]
     recall.restore([Message("user", "b"), said("b")])  # which makes c the oldest
-    recall.keep([Message("user", "b")], said("b", 1, 2))
-    recall.keep([Message("user", "d")], said("d", 1, 2))
+    recall.keep(key([Message("user", "b")]), said("b", 1, 2))
+    recall.keep(key([Message("user", "d")]), said("d", 1, 2))
     assert recall.restore([Message("user", "c"), said("c")])[1].ids is None
     for large in (said("e", *range(70)), said("e", 1, thinking="hm" * 100)):
-        recall.keep([Message("user", "e")], large)
+        recall.keep(key([Message("user", "e")]), large)
         assert recall.restore([Message("user", "e"), said("e")])[1].ids is None
 
 
 def test_answers_of_nothing_are_forgotten_too() -> None:
     recall = Recall(most=1000)
     for k in range(1000):
-        recall.keep([Message("user", str(k))], Message("assistant", "", ()))
+        recall.keep(key([Message("user", str(k))]), Message("assistant", "", ()))
     assert len(recall._answers) < 50
 
 

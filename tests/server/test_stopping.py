@@ -24,7 +24,7 @@ from mistral_mlx.cli.serve import _keys
 from mistral_mlx.server.run import bind
 from tests.chat_formats import tekken_of
 from tests.conftest import GOLDEN
-from tests.server.conftest import Running
+from tests.server.conftest import Running, Written
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_a_running_answer_is_finished(folder: Path) -> None:
 @pytest.mark.slow
 def test_an_answer_that_takes_too_long_is_told_so(folder: Path) -> None:
     with process(folder, "--drain", "0.3") as (running, port):
-        _, response = stream(port, 100_000)
+        _, response = stream(port, 30_000)
         response.readline()
         running.send_signal(signal.SIGTERM)
         began = time.monotonic()
@@ -97,7 +97,7 @@ def test_an_answer_that_takes_too_long_is_told_so(folder: Path) -> None:
 
 def test_a_second_interrupt_ends_at_once(folder: Path) -> None:
     with process(folder) as (running, port):
-        _, response = stream(port, 100_000)
+        _, response = stream(port, 30_000)
         response.readline()
         running.send_signal(signal.SIGINT)
         assert running.stderr is not None
@@ -154,19 +154,20 @@ def test_nothing_more_is_taken_while_it_stops(running: Running, monkeypatch: pyt
         (["--host", "no..where", "--api-keys", "KEYS"], "no name of a host"),
         (["--host", "x" * 70, "--api-keys", "KEYS"], "no name of a host"),
         (["--cors", "*"], "Any website could use the model"),
+        (["--max-tokens", "40000"], "Give --max-answer 40000 too"),
         (["--api-keys", "nowhere.txt"], "nowhere.txt cannot be read"),
         (["--api-keys", os.devnull], "has no key"),
         ([], "no/such/model"),
     ],
 )
 def test_what_cannot_be_served_is_refused_first(
-    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], words: str, tmp_path: Path, written: Written
 ) -> None:
     keys = tmp_path / "keys"
     keys.write_text("# mine\nsecret\n")
     given = [str(keys) if argument == "KEYS" else argument for argument in arguments]
     assert main(["serve", "-m", "no/such/model", "--port", "0", *given]) == 2
-    told = capsys.readouterr().err
+    told = written.readouterr().err
     assert words in told
     assert ("no/such/model" in told) is (not arguments)
     assert len(told.splitlines()) <= 2
