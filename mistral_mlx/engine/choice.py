@@ -175,7 +175,7 @@ def choose(logits: mx.array, rows: Sequence[Row]) -> Chosen:
         row.follow(tokens[i])
     totals = mx.logsumexp(logits, axis=-1, keepdims=True)
     logprobs = mx.take_along_axis(logits, tokens[:, None], axis=-1) - totals
-    count = max(row.params.logprobs for row in rows)
+    count = min(max(row.params.logprobs for row in rows), logits.shape[-1])
     top_ids = mx.argsort(-logits, axis=-1)[:, :count] if count else mx.zeros((len(rows), 0), mx.uint32)
     top = mx.take_along_axis(logits, top_ids, axis=-1) - totals if count else mx.zeros((len(rows), 0))
     return Chosen(tokens, logprobs[:, 0], top_ids, top)
@@ -207,6 +207,7 @@ def read_each(chosen: Chosen, rows: Sequence[Row]) -> list[Token | Exception]:
 def _likeliest(chosen: Chosen, row: int, count: int) -> dict[int, float]:
     if not count:
         return {}
+    count = min(count, chosen.top_ids.shape[-1])
     ids, logprobs = chosen.top_ids[row, :count].tolist(), chosen.top_logprobs[row, :count].tolist()
     return dict(zip(ids, logprobs, strict=True))  # type: ignore[arg-type]
 

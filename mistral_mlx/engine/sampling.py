@@ -81,6 +81,9 @@ class SamplingParams:
         _check("min_p", _is_real(self.min_p) and 0 <= self.min_p <= 1, "from 0 to 1", self)
         seeded = self.seed is None or (_is_whole(self.seed) and 0 <= self.seed < 2**64)
         _check("seed", seeded, "a whole number from 0 to 2^64 - 1", self)
+        for name in ("repetition_penalty", "presence_penalty", "frequency_penalty", "temperature", "top_p", "min_p"):
+            object.__setattr__(self, name, float(getattr(self, name)))  # MLX takes no whole numbers of any size
+        object.__setattr__(self, "logit_bias", {i: float(bias) for i, bias in self.logit_bias.items()})
         if self.seed is None:
             object.__setattr__(self, "seed", secrets.randbits(32))
         if self.stop is None:
@@ -199,7 +202,7 @@ def keep_top(logits: mx.array, top_k: int | None, top_p: float) -> mx.array:
     size = logits.shape[-1]
     if (top_k is None or top_k >= size) and top_p >= 1:
         return logits
-    order = mx.argsort(-logits, axis=-1)[..., : top_k or size]
+    order = mx.argsort(-logits, axis=-1)[..., : min(top_k or size, size)]
     ranked = mx.take_along_axis(logits, order, axis=-1)
     probabilities = mx.softmax(ranked, axis=-1)
     before = mx.cumsum(probabilities, axis=-1) - probabilities

@@ -106,6 +106,22 @@ def test_penalties_follow_what_was_generated(name: str) -> None:
     assert said != run(model, PROMPT, max_tokens=30)[0]
 
 
+@pytest.mark.parametrize(
+    ("whole", "same"),
+    [
+        ({"temperature": 10**30}, {"temperature": 1e30}),
+        ({"temperature": 1, "top_k": 10**30, "top_p": 0.9}, {"temperature": 1.0, "top_p": 0.9}),
+        ({"presence_penalty": 10**30}, {"presence_penalty": 1e30}),
+        ({"frequency_penalty": -(10**30)}, {"frequency_penalty": -1e30}),
+        ({"logit_bias": {7: 10**30}}, {"logit_bias": {7: 1e30}}),
+    ],
+)
+def test_a_whole_number_of_any_size_is_a_number(whole: dict[str, Any], same: dict[str, Any]) -> None:
+    """MLX takes those of 64 bits."""
+    options = {"max_tokens": 10, "seed": 4}
+    assert run(MODELS["full"], PROMPT, **options, **whole) == run(MODELS["full"], PROMPT, **options, **same)
+
+
 def test_a_banned_token_never_comes_and_a_wanted_one_always() -> None:
     free, _ = run(MODELS["full"], PROMPT, max_tokens=20)
     banned, _ = run(MODELS["full"], PROMPT, max_tokens=20, logit_bias={free[0]: -1e9})
@@ -114,7 +130,7 @@ def test_a_banned_token_never_comes_and_a_wanted_one_always() -> None:
     assert wanted == [7] * 5
 
 
-@pytest.mark.parametrize("count", [1, 5, 64, 1000])
+@pytest.mark.parametrize("count", [1, 5, 64, 1000, 10**30])
 def test_alternatives_are_the_likeliest_tokens_of_the_model_itself(count: int) -> None:
     model, cache = MODELS["window"], MODELS["window"].make_cache()
     logits = prefill(model, PROMPT, cache)

@@ -39,7 +39,7 @@ def test_temperature_comes_before_top_p() -> None:
 @settings(max_examples=200)
 @given(
     st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=30),
-    st.none() | st.integers(1, 40),
+    st.none() | st.integers(1, 40) | st.just(10**30),
     st.floats(0.01, 1),
     st.floats(0, 1),
 )

@@ -37,6 +37,7 @@ SAMPLING: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"top_p": 1}, {"top_p": 1.0}),
     ({"top_p": 0}, {"top_p": 1.0, "temperature": 0}),
     ({"top_k": 1}, {"top_k": 1}),
+    ({"top_k": 10**30}, {"top_k": 10**30}),
     ({"min_p": 0.25}, {"min_p": 0.25}),
     ({"presence_penalty": -2}, {"presence_penalty": -2}),
     ({"frequency_penalty": 2.0}, {"frequency_penalty": 2.0}),
