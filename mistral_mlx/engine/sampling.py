@@ -8,6 +8,7 @@ and however often it was cancelled and taken up again.
 from __future__ import annotations
 
 import math
+import reprlib
 import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -73,7 +74,7 @@ class SamplingParams:
             _is_whole(i) and i >= 0 and _is_addend(bias) for i, bias in self.logit_bias.items()
         )
         _check("logit_bias", biases, "a table of token ids and numbers from -1e30 to 1e30", self)
-        _check("temperature", _is_real(self.temperature) and self.temperature >= 0, "a number from 0", self)
+        _check("temperature", _is_real(self.temperature) and self.temperature >= 0, "a finite number from 0", self)
         _check(
             "top_k", self.top_k is None or (_is_whole(self.top_k) and self.top_k >= 1), "a whole number from 1", self
         )
@@ -238,7 +239,7 @@ def gumbel(keys: mx.array, size: int) -> mx.array:
 
 def _check(name: str, good: bool, allowed: str, params: SamplingParams) -> None:
     if not good:
-        raise InputError(f"{name} is {getattr(params, name)!r}.", f"It must be {allowed}.")
+        raise InputError(f"{name} is {reprlib.repr(getattr(params, name))}.", f"It must be {allowed}.")
 
 
 def _is_whole(value: object) -> bool:

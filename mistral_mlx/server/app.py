@@ -31,7 +31,7 @@ _FAULTS: dict[int | str, dict[str, Any]] = {kind: {"model": schema.FaultBody} fo
 
 
 def create_app(engine: Engine, settings: Settings) -> FastAPI:
-    """The server as an ASGI application; `app.state.calls` is told to stop there."""
+    """The server as an ASGI application."""
     metrics = Metrics(engine)
     calls = Calls(engine, settings, metrics)
     app = FastAPI(
@@ -43,8 +43,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         responses=_FAULTS,
         exception_handlers={HTTPException: _refuse, RequestValidationError: _refuse},
     )
-    app.state.calls = calls
-    app.include_router(_open(engine, calls))
+    app.include_router(_open(engine))
     app.include_router(_api(calls, metrics), dependencies=[Security(HTTPBearer(auto_error=False))])
     app.add_middleware(Guard, settings=settings)
     if settings.origins:
@@ -59,7 +58,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     return app
 
 
-def _open(engine: Engine, calls: Calls) -> APIRouter:
+def _open(engine: Engine) -> APIRouter:
     """What needs no key."""
     router = APIRouter()
 
@@ -71,7 +70,7 @@ def _open(engine: Engine, calls: Calls) -> APIRouter:
         responses={503: {"model": schema.Health}},
     )
     async def health() -> schema.Health | JSONResponse:
-        if engine.state.alive and not calls.stopping:
+        if engine.state.alive and not engine.draining:
             return schema.Health(status="ok")
         wrong = schema.Health(status="stopping" if engine.state.alive else "failed")
         return JSONResponse(dict(wrong), 503)

@@ -18,7 +18,7 @@ from mistral_mlx.completion import Chunk, Completion
 from mistral_mlx.server.answers import Answers, ChatAnswers, Served, TextAnswers, usage
 from mistral_mlx.server.asked import Asked, read_chat, read_completion
 from mistral_mlx.server.engine import Engine
-from mistral_mlx.server.faults import Refusal, refusal
+from mistral_mlx.server.faults import refusal, stopping
 from mistral_mlx.server.journal import Record
 from mistral_mlx.server.metrics import Metrics
 from mistral_mlx.server.recall import Recall
@@ -31,14 +31,9 @@ _READERS = 4
 
 
 class Calls:
-    """Answers calls, with one model.
-
-    Attributes:
-        stopping: no more of them.
-    """
+    """Answers calls, with one model."""
 
     def __init__(self, engine: Engine, settings: Settings, metrics: Metrics) -> None:
-        self.stopping = False
         self.served = Served.of(engine.llm, settings.name)
         self._engine = engine
         self._settings = settings
@@ -64,10 +59,8 @@ class Calls:
         return await unless_gone(http, asyncio.get_running_loop().run_in_executor(self._readers, read, *given))
 
     def _note(self, body: Sampling, http: Request, prompt: Any) -> None:
-        if self.stopping:
-            raise Refusal(
-                503, "The server is stopping.", kind="server_error", code="stopping", headers={"retry-after": "10"}
-            )
+        if self._engine.draining:
+            raise stopping("The server is stopping.")
         record: Record = http.state.record
         record.model = body.model
         names = ("user", "safety_identifier", "prompt_cache_key")

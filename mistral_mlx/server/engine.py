@@ -57,7 +57,10 @@ class Engine:
 
     Attributes:
         llm: the model. Its text may be used on any thread, its arrays on the engine's only.
+        draining: it takes no more requests.
     """
+
+    draining = False
 
     def __init__(
         self,
@@ -84,7 +87,6 @@ class Engine:
         self._inbox: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._waiting: dict[Request, Deliver] = {}  # all that have not ended
         self._lock = Lock()
-        self._draining = False
         self._worker = Worker()
         self._worker.submit(load)
         try:
@@ -121,8 +123,8 @@ class Engine:
             BusyError: as many wait as may, or the engine is draining or has ended.
         """
         with self._lock:
-            if self._draining or not self._answering:
-                raise BusyError("The server is stopping.", "Ask again once it has been started anew.", 5.0)
+            if self.draining or not self._answering:
+                raise _stopping()
             if len(self._waiting) >= self._most:
                 raise BusyError(
                     f"{len(self._waiting)} requests are being answered or wait.", "Ask again later.", self._until_next
@@ -137,7 +139,7 @@ class Engine:
     def drain(self) -> None:
         """Take no more requests; those that were taken go on."""
         with self._lock:
-            self._draining = True
+            self.draining = True
 
     def close(self) -> None:
         """End what is being answered, and the thread."""
@@ -179,7 +181,7 @@ class Engine:
             with self._lock:
                 self._answering = False
             for request in list(self._waiting):  # nobody waits for ever
-                self._tell((request, BusyError("The server is stopping.", "Ask again once it has been started anew.")))
+                self._tell((request, _stopping()))
 
     def _rest(self) -> None:
         """Wait until something is asked for."""
@@ -229,3 +231,7 @@ class Engine:
         s, prefixes = self._scheduler, self.llm.prefixes
         reuse_bytes = prefixes.cache_bytes + prefixes.reuse_bytes
         self._counts = (s.reading, s.decoding, s.cache_bytes, reuse_bytes, active_memory())
+
+
+def _stopping() -> BusyError:
+    return BusyError("The server is stopping.", "Ask again once it has been started anew.", 5.0)

@@ -68,6 +68,11 @@ def no_model(asked: str, served: str) -> Refusal:
     return Refusal(404, message, param="model", code="model_not_found")
 
 
+def stopping(message: str) -> Refusal:
+    """What to answer while the server stops."""
+    return Refusal(503, message, kind="server_error", code="stopping", headers={"retry-after": "10"})
+
+
 @contextmanager
 def blaming(param: str) -> Iterator[None]:
     """What goes wrong inside is this field's fault, unless the error names another."""

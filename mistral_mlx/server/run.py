@@ -109,7 +109,6 @@ class Server(uvicorn.Server):
         self._started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.app.state.calls.stopping = True
         self._engine.drain()
         state = self._engine.state
         if running := state.waiting + state.reading + state.decoding:

@@ -13,7 +13,7 @@ from starlette.requests import Request as HttpRequest
 from mistral_mlx.completion import Chunk
 from mistral_mlx.request import Request
 from mistral_mlx.server.engine import Engine
-from mistral_mlx.server.faults import Refusal
+from mistral_mlx.server.faults import stopping
 
 T = TypeVar("T")
 
@@ -50,9 +50,7 @@ async def run(engine: Engine, requests: Sequence[Request]) -> AsyncGenerator[tup
             if what.stats:
                 running.remove(index)
             if what.finish_reason == "cancelled":
-                raise Refusal(
-                    503, "The server stopped before the answer was complete.", kind="server_error", code="stopping"
-                )
+                raise stopping("The server stopped before the answer was complete.")
             yield index, what
     finally:
         for index in running:

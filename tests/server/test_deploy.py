@@ -78,7 +78,7 @@ def test_the_health_check_tells_a_server_from_none(running: Running, monkeypatch
         return subprocess.run([sys.executable, "-c", here], capture_output=True, check=False).returncode == 0
 
     assert healthy()
-    monkeypatch.setattr(running.server.app.state.calls, "stopping", True)
+    monkeypatch.setattr(running.engine, "draining", True)
     assert not healthy()
 
 

@@ -135,7 +135,7 @@ raise SystemExit(main(["serve", "-m", "m", "--port", "0"]))
 
 
 def test_nothing_more_is_taken_while_it_stops(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running.server.app.state.calls, "stopping", True)
+    monkeypatch.setattr(running.engine, "draining", True)
     assert running.ask("GET", "/health").json == {"status": "stopping"}
     answer = running.chat()
     assert (answer.status, answer.error["code"]) == (503, "stopping")

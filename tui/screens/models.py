@@ -125,15 +125,16 @@ class ModelsScreen(ModalScreen[str | None]):
 
     def _fetched(self, _: object) -> None:
         name = self._fetching[0] if self._fetching else ""
-        self._fetching = None
-        if self.children:
-            self._say(said := f"{name} is here. Enter loads it.")
-            self._look(said)
+        self._over(f"{name} is here. Enter loads it.")
 
     def _stopped(self) -> None:
+        self._over("Stopped. Enter goes on where it was.")
+
+    def _over(self, said: str) -> None:
+        """Nothing is fetched any more, and there may be more to load."""
         self._fetching = None
         if self.children:
-            self._say(said := "Stopped. Enter goes on where it was.")
+            self._say(said)
             self._look(said)
 
     def _failed(self, error: BaseException) -> None:
