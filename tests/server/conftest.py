@@ -25,6 +25,7 @@ from tests.chat_formats import tekken_of
 from tests.conftest import make_model
 
 HELLO = [{"role": "user", "content": "Hello"}]
+SERVERS: list[Running] = []  # that run now
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,13 @@ class Running:
     def complete(self, **fields: Any) -> Answer:
         return self.ask("POST", "/v1/completions", {"model": "tiny", "prompt": "Hello", "max_tokens": 8} | fields)
 
+    def settle(self) -> None:
+        """Wait until all is answered that was asked: only then the log has its line."""
+        end = time.monotonic() + 10
+        while self.server.server_state.tasks:
+            assert time.monotonic() < end
+            time.sleep(0.001)
+
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=30)
 
@@ -114,13 +122,24 @@ def serving(text: Text, llm: Callable[[], mm.LLM] | None = None, **changes: Any)
     server = Server(engine, settings, started.set)
     thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
     thread.start()
+    running = Running(engine, server, bound.getsockname()[1])
     try:
         assert started.wait(10)
-        yield Running(engine, server, bound.getsockname()[1])
+        SERVERS.append(running)
+        yield running
     finally:
+        SERVERS.remove(running)
         server.should_exit = True
         thread.join(20)
         engine.close()
+
+
+@pytest.fixture(autouse=True)
+def own_lines() -> Iterator[None]:
+    """No line of the log comes after the test that asked."""
+    yield
+    for running in SERVERS:
+        running.settle()
 
 
 @pytest.fixture(scope="session")
@@ -135,14 +154,3 @@ def start(text: Text) -> Iterator[Callable[..., Running]]:
     """Starts servers with settings of their own."""
     with ExitStack() as stack:
         yield lambda **changes: stack.enter_context(serving(text, **changes))
-
-
-Written = pytest.CaptureFixture[str]
-
-
-@pytest.fixture
-def written(capsys: Written) -> Written:
-    """What is written from now on; a line on what an earlier test asked may come after its answer."""
-    time.sleep(0.3)
-    capsys.readouterr()
-    return capsys

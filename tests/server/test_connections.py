@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from tests.server.conftest import Running, Written
+import pytest
+
+from tests.server.conftest import Running
 from tests.server.test_guard import received
 
 Start = Callable[..., Running]
@@ -114,13 +116,13 @@ def test_who_reads_nothing_makes_room(start: Start) -> None:
         line.close()
 
 
-def test_what_is_no_http_is_refused(running: Running, written: Written) -> None:
+def test_what_is_no_http_is_refused(running: Running, capsys: pytest.CaptureFixture[str]) -> None:
     with running.connect() as line:
         line.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n")
         head, _, body = received(line).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400")
     assert json.loads(body)["error"]["code"] == "invalid_http"
-    told = json.loads(written.readouterr().err)
+    told = json.loads(capsys.readouterr().err)
     assert told["request_id"].encode() in head
     assert told["status"] == 400
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from openai import AuthenticationError, OpenAI
 
-from tests.server.conftest import HELLO, Running, Written
+from tests.server.conftest import HELLO, Running
 
 Start = Callable[..., Running]
 
@@ -223,7 +223,7 @@ def test_what_fails_inside_is_told_by_its_id_only(
     assert running.chat().status == 200
 
 
-def test_the_log_has_a_line_for_each_request(start: Start, written: Written) -> None:
+def test_the_log_has_a_line_for_each_request(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
     running = start()
     running.chat(user="ada", n=2, stream=True)
     running.chat(temperature=3)
@@ -233,8 +233,9 @@ def test_the_log_has_a_line_for_each_request(start: Start, written: Written) -> 
     talks = start(log_prompts=True)
     talks.chat(messages=[secret])
     talks.chat()
-    time.sleep(0.05)
-    lines = [json.loads(line) for line in written.readouterr().err.splitlines() if line.startswith("{")]
+    running.settle()
+    talks.settle()
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
     first, second, third, fourth, fifth, last = lines
     assert (first["status"], first["choices"], first["user"]) == (200, 2, {"user": "ada"})
     assert first["completion_tokens"] > 0

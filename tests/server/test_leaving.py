@@ -13,7 +13,7 @@ import pytest
 
 import mistral_mlx as mm
 from mistral_mlx.server import calls
-from tests.server.conftest import Running, Written
+from tests.server.conftest import Running
 
 Start = Callable[..., Running]
 LONG = {"model": "tiny", "prompt": "Hello", "max_tokens": 1900, "temperature": 0, "logit_bias": {"1200": 100}}
@@ -52,7 +52,7 @@ def test_what_nobody_waits_for_is_cancelled(stream: bool, start: Start) -> None:
     assert running.complete().status == 200
 
 
-def test_a_client_that_leaves_is_in_the_log(start: Start, written: Written) -> None:
+def test_a_client_that_leaves_is_in_the_log(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
     running = start()
     with running.connect() as line:
         post(line, LONG)
@@ -62,8 +62,8 @@ def test_a_client_that_leaves_is_in_the_log(start: Start, written: Written) -> N
         post(line, LONG | {"stream": True})
         line.recv(1000)
     until(lambda: busy(running) == 0)
-    time.sleep(0.1)
-    whole, streamed = [json.loads(row) for row in written.readouterr().err.splitlines() if row.startswith("{")]
+    running.settle()
+    whole, streamed = [json.loads(row) for row in capsys.readouterr().err.splitlines() if row.startswith("{")]
     assert whole["status"] == 499
     assert streamed["error"] == "the client left"
     page = running.ask("GET", "/metrics").body.decode()

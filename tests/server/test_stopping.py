@@ -24,7 +24,7 @@ from mistral_mlx.cli.serve import _keys
 from mistral_mlx.server.run import bind
 from tests.chat_formats import tekken_of
 from tests.conftest import GOLDEN
-from tests.server.conftest import Running, Written
+from tests.server.conftest import Running
 
 
 @pytest.fixture(scope="module")
@@ -161,13 +161,13 @@ def test_nothing_more_is_taken_while_it_stops(running: Running, monkeypatch: pyt
     ],
 )
 def test_what_cannot_be_served_is_refused_first(
-    arguments: list[str], words: str, tmp_path: Path, written: Written
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keys = tmp_path / "keys"
     keys.write_text("# mine\nsecret\n")
     given = [str(keys) if argument == "KEYS" else argument for argument in arguments]
     assert main(["serve", "-m", "no/such/model", "--port", "0", *given]) == 2
-    told = written.readouterr().err
+    told = capsys.readouterr().err
     assert words in told
     assert ("no/such/model" in told) is (not arguments)
     assert len(told.splitlines()) <= 2

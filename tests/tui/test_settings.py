@@ -149,7 +149,7 @@ def test_options_are_those_of_the_engine_and_checked_by_it() -> None:
     assert set(SAMPLING) <= set(mm.SamplingParams.names())
     usable, problems = check_sampling({"temperature": -1, "top_p": 0.5, "seed": 3})
     assert usable == {"top_p": 0.5, "seed": 3}
-    assert problems == ["temperature is -1. It must be a number from 0."]
+    assert problems == ["temperature is -1. It must be a finite number from 0."]
 
 
 def test_an_option_is_read_as_it_is_typed() -> None:
