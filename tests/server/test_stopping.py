@@ -61,20 +61,20 @@ def process(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[st
 
 
 def stream(port: int, max_tokens: int) -> tuple[HTTPConnection, Any]:
-    """A streamed answer that has begun."""
+    """A streamed answer whose first event has come."""
     connection = HTTPConnection("127.0.0.1", port, timeout=30)
     body = {"model": "m", "prompt": [3, 4], "max_tokens": max_tokens, "temperature": 0, "stream": True}
     body["logit_bias"] = {"2": -100}  # so that it does not end by itself
     connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
     response = connection.getresponse()
     assert response.status == 200
+    assert (response.readline()[:5], response.readline()) == (b"data:", b"\n")
     return connection, response
 
 
 def test_a_running_answer_is_finished(folder: Path) -> None:
     with process(folder) as (running, port), socket.create_connection(("127.0.0.1", port)):  # one that is idle
         _, response = stream(port, 300)
-        response.readline()
         running.send_signal(signal.SIGTERM)
         assert response.read().endswith(b"data: [DONE]\n\n")
         assert running.wait(20) == 0
@@ -86,7 +86,6 @@ def test_a_running_answer_is_finished(folder: Path) -> None:
 def test_an_answer_that_takes_too_long_is_told_so(folder: Path) -> None:
     with process(folder, "--drain", "0.3") as (running, port):
         _, response = stream(port, 30_000)
-        response.readline()
         running.send_signal(signal.SIGTERM)
         began = time.monotonic()
         last = response.read().split(b"\n\n")[-2]
@@ -98,7 +97,6 @@ def test_an_answer_that_takes_too_long_is_told_so(folder: Path) -> None:
 def test_a_second_interrupt_ends_at_once(folder: Path) -> None:
     with process(folder) as (running, port):
         _, response = stream(port, 30_000)
-        response.readline()
         running.send_signal(signal.SIGINT)
         assert running.stderr is not None
         said = json.loads(running.stderr.readline())
