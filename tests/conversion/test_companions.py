@@ -147,7 +147,8 @@ def same_as_before(out: Path, metadata: Mapping[str, Any]) -> None:
             assert theirs.encode(text) == bos + before.encode(text), repr(text)
 
 
-@pytest.mark.parametrize("version", ["v1", pytest.param("v7", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["v1", "v7"])
 def test_a_gguf_files_sentencepiece_model_is_written_out(version: str, write: Write, tmp_path: Path) -> None:
     keys = gguf_keys(SPM[version])
 

@@ -111,6 +111,7 @@ def test_prompts_read_together_are_read_as_alone(name: str, texts: list[list[int
         np.testing.assert_allclose([t.logprob for t in tokens], [t.logprob for t in expected], atol=2e-5)
 
 
+@pytest.mark.slow
 def test_rows_that_outgrow_their_slots_together_take_one_layer_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ring_module, "SMALLEST_CAPACITY", 1024)
     model = make_model(num_hidden_layers=16, sliding_window=None, max_position_embeddings=4096)
