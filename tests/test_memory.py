@@ -21,22 +21,15 @@ SHAPES: dict[str, tuple[dict[str, Any], int]] = {
     "wide stream": ({"hidden_size": 2048, "head_dim": 16, "sliding_window": 512}, 1500),
     "short": ({"hidden_size": 1024, "num_attention_heads": 16, "head_dim": 64, "sliding_window": 4096}, 100),
     "deep, as many key heads": (
-        {
-            "hidden_size": 512,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 8,
-            "head_dim": 64,
-            "sliding_window": 512,
-            "num_hidden_layers": 12,
-        },
+        {"hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64, "sliding_window": 512,
+         "num_hidden_layers": 12},
         2000,
     ),
     "two windows": (
-        {"hidden_size": 512, "num_attention_heads": 8, "head_dim": 64, "sliding_window": (None, 128)},
-        2000,
+        {"hidden_size": 512, "num_attention_heads": 8, "head_dim": 64, "sliding_window": (None, 128)}, 2000,
     ),
-}
-DEEP = pytest.param("deep, as many key heads", marks=pytest.mark.slow)  # fmt: skip
+}  # fmt: skip
+DEEP = pytest.param("deep, as many key heads", marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("shape", [*(shape for shape in SHAPES if not shape.startswith("deep")), DEEP])

@@ -49,11 +49,6 @@ def scheduler(llm: mm.LLM, kind: type[Scheduler] = Hasty, **options: Any) -> Sch
     return kind(llm.model, llm.prefixes, llm.pace, **options)
 
 
-def scheduler_of(llm: mm.LLM) -> Scheduler:
-    """One that finds what the model has read before."""
-    return Hasty(llm.model, llm.prefixes, llm.pace)
-
-
 class Told:
     """What was told of each request."""
 
@@ -461,7 +456,7 @@ def test_room_is_made_for_each_who_asks_the_same(count: int, monkeypatch: pytest
     for k in range(20):
         llm.generate([3 + k, *[5] * 200], max_tokens=1)
     kept = llm.prefixes.cache_bytes + llm.prefixes.reuse_bytes
-    s, one = scheduler_of(llm), llm.memory(300, 20)
+    s, one = Hasty(llm.model, llm.prefixes, llm.pace), llm.memory(300, 20)
     together = prefill_bytes(llm.config, one.chunk, 4, one.chunk) + 4 * 16 * llm.config.vocab_size
     # Room for four and what joining takes, but not for all that is kept.
     limit = one.weights + together + (count + 2) * one.cache + kept // 2

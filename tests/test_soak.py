@@ -25,6 +25,7 @@ TURNS, WINDOW = 200, 64
 def exact_sizes() -> Iterator[None]:
     """MLX gives arrays what they ask for: a buffer that is used again may be larger."""
     before = mx.set_cache_limit(0)
+    mx.clear_cache()
     yield
     mx.set_cache_limit(before)
 

@@ -207,9 +207,9 @@ def read_each(chosen: Chosen, rows: Sequence[Row]) -> list[Token | Exception]:
 def _likeliest(chosen: Chosen, row: int, count: int) -> dict[int, float]:
     if not count:
         return {}
-    count = min(count, chosen.top_ids.shape[-1])
-    ids, logprobs = chosen.top_ids[row, :count].tolist(), chosen.top_logprobs[row, :count].tolist()
-    return dict(zip(ids, logprobs, strict=True))  # type: ignore[arg-type]
+    ids: list[int] = chosen.top_ids[row].tolist()  # type: ignore[assignment]
+    logprobs: list[float] = chosen.top_logprobs[row].tolist()  # type: ignore[assignment]
+    return dict(zip(ids[:count], logprobs[:count], strict=True))
 
 
 def _draw(scores: mx.array, rows: Sequence[Row]) -> mx.array:

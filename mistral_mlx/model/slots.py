@@ -114,11 +114,7 @@ class Slots:
     def take(self, places: list[int]) -> Sequences:
         """What the slots at `places` hold, copied."""
         lengths = [self.lengths[place] for place in places]
-        layers = []
-        for rings in self._rings:
-            held = min(max(lengths), rings[0].shape[2])
-            layers.append([latest(ring[mx.array(places)], self.position, held) for ring in rings])
-            mx.eval(layers[-1])
+        layers = [self._held(rings, places, max(lengths)) for rings in self._rings]
         return Sequences(lengths, layers)
 
     def move_out(self, places: list[int]) -> Sequences:
@@ -130,12 +126,18 @@ class Slots:
 
     def _layers_out(self, places: list[int], rest: list[int], longest: int) -> Iterator[list[mx.array]]:
         for i, rings in enumerate(self._rings):
-            held = min(longest, rings[0].shape[2])
-            moved = [latest(ring[mx.array(places)], self.position, held) for ring in rings]
+            moved = self._held(rings, places, longest)
             self._rings[i] = [ring[mx.array(rest)] for ring in rings] if rest else []
-            mx.eval(moved, self._rings[i])
+            mx.eval(self._rings[i])
             del rings
             yield moved
+
+    def _held(self, rings: list[mx.array], places: list[int], longest: int) -> list[mx.array]:
+        """What the slots at `places` hold in one layer, in order of time, where the longest sequence is so long."""
+        count = min(longest, rings[0].shape[2])
+        held = [latest(ring[mx.array(places)], self.position, count) for ring in rings]
+        mx.eval(held)
+        return held
 
     def keep(self, places: list[int]) -> None:
         """Let go of all slots but those at `places`, of which there is one at least."""

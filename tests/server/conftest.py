@@ -123,9 +123,9 @@ def serving(text: Text, llm: Callable[[], mm.LLM] | None = None, **changes: Any)
     thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
     thread.start()
     running = Running(engine, server, bound.getsockname()[1])
+    SERVERS.append(running)
     try:
         assert started.wait(10)
-        SERVERS.append(running)
         yield running
     finally:
         SERVERS.remove(running)
